@@ -1,0 +1,1 @@
+"""NATS JetStream: the publish lane, the client's life, what the stream should be."""

@@ -1,0 +1,1 @@
+"""Webhooks: values and decisions, from signed bytes to the events that are stored."""

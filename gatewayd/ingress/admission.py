@@ -1,0 +1,198 @@
+"""
+Identity, claims and what admission says to them. Pure.
+
+Decides which requests are the same event, what the stored message means for a request that JetStream called a
+duplicate, and how a token bucket counts. Never stores anything: the stores do, under IAdmission.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from hashlib import sha256
+from typing import Final, TypeAlias
+
+from gatewayd.errors import Refused
+from gatewayd.times import Monotonic
+
+DIGEST_BYTES: Final = 16
+"""Identities, nonces and bodies are known by the first 16 bytes of a SHA-256: 32 hex digits in message ids."""
+
+
+class Kind(Enum):
+    """What an identity is made of."""
+
+    KEY = "key"  # an explicit Idempotency-Key that the signature covers
+    BODY = "body"  # the raw body
+
+
+def digest(*parts: bytes) -> bytes:
+    """SHA-256 over the length-prefixed parts, cut to 16 bytes: ("a|b", "c") and ("a", "b|c") differ."""
+    return sha256(b"".join([b"%d:%b" % (len(part), part) for part in parts])).digest()[:DIGEST_BYTES]
+
+
+def identity(source: bytes, kind: Kind, text: bytes) -> bytes:
+    """D: which event a request is, for one source; equal for every retry, whatever its nonce, time and scheme."""
+    return digest(source, kind.value.encode(), text)
+
+
+def accepted_corr_id(identity_digest: bytes) -> str:
+    """The corr_id of an accepted event: the same for every retry, instance and restart."""
+    return f"req_{identity_digest.hex()[:20]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A token bucket's setting: `rps` tokens a second, at most `burst` at once; both above 0."""
+
+    rps: float
+    burst: float
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """
+    What one authenticated request claims. Digests are 16 bytes.
+
+    `identity` is D; `body` the digest of the raw body; `nonce` that of (source, nonce); `key` that of (source,
+    explicit key) where the key is not the identity (a second claim, held in the store only), else None. `key_text` is
+    the explicit key as sent, for the answer.
+    """
+
+    source: str
+    kind: Kind
+    identity: bytes
+    body: bytes
+    nonce: bytes
+    key: bytes | None
+    limit: Limit
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Which request this is, beyond its nonce: D and body."""
+        return self.identity + self.body
+
+    @property
+    def corr_id(self) -> str:
+        """The corr_id that this event has when it is accepted."""
+        return accepted_corr_id(self.identity)
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """The claim now holds nonce, identity and key until settle() is called for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """The same event was accepted before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """The key stands for another body; `original` is that event's identity when it is known."""
+
+    original: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """The nonce was used; `same` says: by this very request, which was accepted."""
+
+    same: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Limited:
+    """No token. `rate` is the source's requests in the last second, `wait_s` the time until the next token."""
+
+    limit: float
+    rate: float
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The twin that this request waited for was not stored; its refusal is this request's answer too."""
+
+    refused: Refused
+
+
+Admitted: TypeAlias = Fresh | Duplicate | Conflict | Replayed | Limited | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Outcome: the event is in the stream (by this request or, `duplicate`, by an earlier one)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Outcome: the stream holds another body under this identity; `body` is that body's digest."""
+
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Outcome: the client went away before anything was written; a waiting twin takes the claim over."""
+
+
+Outcome: TypeAlias = Accepted | Taken | Cancelled | Failed
+
+
+class Verdict(Enum):
+    """What a stored message means for a claim whose publish was called a duplicate."""
+
+    SAME = "same"  # the same event: 202, duplicate
+    OTHER = "other"  # another body holds the identity: 409
+
+
+def verdict(claim: Claim, stored_body: bytes | None) -> Verdict:
+    """
+    Judge the stored message: `stored_body` is the body digest in its facts, None when the message is gone.
+
+    Gone, the identity alone decides: a body identity can only be the same body, a key may stand for any.
+    """
+    if stored_body is None:
+        return Verdict.SAME if claim.kind is Kind.BODY else Verdict.OTHER
+    return Verdict.SAME if stored_body == claim.body else Verdict.OTHER
+
+
+class Bucket:
+    """
+    A token bucket as GCRA: one number says when the bucket will be full again (theoretical arrival time).
+
+    `take` answers None and takes a token, or the Limited that says how long to wait and takes nothing. The rate is
+    counted over the current and the last whole second.
+    """
+
+    __slots__ = ("_full_at", "_in_last", "_in_second", "_second")
+
+    def __init__(self) -> None:
+        self._full_at = 0.0
+        self._second = 0
+        self._in_second = 0
+        self._in_last = 0
+
+    def take(self, limit: Limit, now: Monotonic) -> Limited | None:
+        """Take one token at `now`, or say how long until there is one."""
+        second = int(now)
+        if second != self._second:
+            self._in_last = self._in_second if second == self._second + 1 else 0
+            self._second, self._in_second = second, 0
+        self._in_second += 1
+        interval = 1.0 / limit.rps
+        full_at = max(self._full_at, now)
+        wait = full_at + interval - now - limit.burst * interval
+        if wait > 1e-9:
+            share = 1.0 - (now - second)
+            return Limited(limit.rps, self._in_second + share * self._in_last, wait)
+        self._full_at = full_at + interval
+        return None
+
+    def remaining(self, limit: Limit, now: Monotonic) -> int:
+        """Whole tokens in the bucket at `now`."""
+        return max(0, int((now - max(self._full_at, now)) * limit.rps + limit.burst + 1e-9))
+
+    def idle(self, now: Monotonic) -> bool:
+        """True when the bucket is full again, so that forgetting it loses nothing."""
+        return self._full_at <= now

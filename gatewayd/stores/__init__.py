@@ -1,0 +1,1 @@
+"""What admission remembers: IAdmission by medium."""

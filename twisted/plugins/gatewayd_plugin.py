@@ -1,0 +1,3 @@
+from twisted.application.service import ServiceMaker
+
+serviceMaker = ServiceMaker("gatewayd", "gatewayd.tap", "Signed webhooks in, stored signals out.", "gatewayd")
