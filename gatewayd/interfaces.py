@@ -75,16 +75,10 @@ class IAdmission(Interface):
 
 
 class IEventBus(Interface):
-    """
-    The stream, as far as the pipeline needs it. Every Deferred fires within its deadline, whatever the server does.
-    """
+    """The stream, as the pipeline needs it. Every Deferred fires within its deadline, whatever the server does."""
 
-    state: BusState = Attribute(
-        "What is known of the server now; DISCONNECTED means that a publish is refused at once."
-    )
-    max_body: int = Attribute(
-        "Bytes that one message's headers and body may have together, by the server's max_payload."
-    )
+    state: BusState = Attribute("What is known of the server; DISCONNECTED: a publish is refused at once.")
+    max_message: int = Attribute("Bytes that a message's headers and body may have together (max_payload).")
     last_success: float | None = Attribute("Wall time of the last acknowledgement, else of the last connect; or None.")
     attempts: int = Attribute("Failed attempts to connect since the connection was last up.")
 
