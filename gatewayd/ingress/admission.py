@@ -5,6 +5,7 @@ Decides which requests are the same event, what the stored message means for a r
 duplicate, and how a token bucket counts. Never stores anything: the stores do, under IAdmission.
 """
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from hashlib import sha256
@@ -34,6 +35,16 @@ def identity(source: bytes, kind: Kind, text: bytes) -> bytes:
     return digest(source, kind.value.encode(), text)
 
 
+def fingerprint(kind: Kind, identity_digest: bytes, body: bytes) -> bytes:
+    """
+    Which request this is, beyond its nonce: 16 bytes of D and body.
+
+    A body identity says it alone, and its own bytes object is given back, so that a store which holds it three times
+    pays for it once.
+    """
+    return identity_digest if kind is Kind.BODY else digest(identity_digest, body)
+
+
 def accepted_corr_id(identity_digest: bytes) -> str:
     """The corr_id of an accepted event: the same for every retry, instance and restart."""
     return f"req_{identity_digest.hex()[:20]}"
@@ -52,28 +63,19 @@ class Claim:
     """
     What one authenticated request claims. Digests are 16 bytes.
 
-    `identity` is D; `body` the digest of the raw body; `nonce` that of (source, nonce); `key` that of (source,
-    explicit key) where the key is not the identity (a second claim, held in the store only), else None. `key_text` is
-    the explicit key as sent, for the answer.
+    `identity` is D; `body` the digest of the raw body; `fingerprint` that of both; `nonce` that of (source, nonce);
+    `key` that of (source, explicit key) where the key is not the identity (a second claim, held in the store only),
+    else None.
     """
 
     source: str
     kind: Kind
     identity: bytes
     body: bytes
+    fingerprint: bytes
     nonce: bytes
     key: bytes | None
     limit: Limit
-
-    @property
-    def fingerprint(self) -> bytes:
-        """Which request this is, beyond its nonce: D and body."""
-        return self.identity + self.body
-
-    @property
-    def corr_id(self) -> str:
-        """The corr_id that this event has when it is accepted."""
-        return accepted_corr_id(self.identity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +128,9 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Outcome: the stream holds another body under this identity; `body` is that body's digest."""
+    """Outcome: the identity stands for another body; `body` is that one's digest, None when it is not known."""
 
-    body: bytes
+    body: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,3 +198,21 @@ class Bucket:
     def idle(self, now: Monotonic) -> bool:
         """True when the bucket is full again, so that forgetting it loses nothing."""
         return self._full_at <= now
+
+
+def refuse_limited(limited: Limited, name: str, *, status: int = 429) -> Refused:
+    """GW-004 for `name`, with the real wait and the RateLimit headers."""
+    wait = math.ceil(limited.wait_s)
+    shown = {"limit": limited.limit, "current_rate": round(limited.rate, 1)}
+    return Refused(
+        "GW-004",
+        {"source": name, **shown},
+        status=status,
+        retry_after=limited.wait_s,
+        headers=(
+            (b"RateLimit-Limit", b"%d" % max(1, int(limited.limit))),
+            (b"RateLimit-Remaining", b"0"),
+            (b"RateLimit-Reset", b"%d" % max(1, wait)),
+        ),
+        logged=shown,
+    )

@@ -1,0 +1,121 @@
+"""
+Client addresses: who is behind a proxy, and how much one address may ask for. Pure.
+
+Decides which address a request counts as, and whether that address has a token left. Never trusts a forwarded
+header that did not come from a configured proxy.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Final, TypeAlias
+
+from gatewayd.ingress.admission import Bucket, Limit, Limited
+from gatewayd.times import Monotonic
+
+Address: TypeAlias = IPv4Address | IPv6Address
+Network: TypeAlias = IPv4Network | IPv6Network
+
+_FORWARDED_PORT: Final = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d+)?|(\d+\.\d+\.\d+\.\d+):\d+", re.ASCII)
+MAX_HOPS_READ: Final = 32
+OVERFLOW: Final = "_overflow"
+"""The bucket that addresses share once the table of addresses is full and nobody in it is idle."""
+
+
+@lru_cache(maxsize=4096)
+def parse_ip(text: str) -> Address | None:
+    """The address a text names; an IPv4 address mapped into IPv6 is that IPv4 address; None when it is none."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def contains(networks: Sequence[Network], text: str) -> bool:
+    """True when one of the networks holds the address; false for a text that is no address."""
+    if not networks:
+        return False
+    address = parse_ip(text)
+    return address is not None and any(address in network for network in networks)
+
+
+@dataclass(frozen=True, slots=True)
+class Proxies:
+    """Whose X-Forwarded-For is believed: the networks of the proxies, or how many stand in front (`hops`)."""
+
+    networks: tuple[Network, ...] = ()
+    hops: int = 0
+
+    def client(self, peer: str, forwarded: Sequence[bytes]) -> str:
+        """
+        The client's address: the right-most entry of X-Forwarded-For that no trusted proxy added, else the peer.
+
+        A peer that is no trusted proxy is the client, whatever it claims; so is anything that is no address.
+        """
+        if not forwarded or not (self.hops or contains(self.networks, peer)):
+            return peer
+        entries = b",".join(forwarded).decode("latin-1").split(",")[-MAX_HOPS_READ:]
+        client = peer
+        for index, entry in enumerate(reversed(entries)):
+            trusted = index < self.hops if self.hops else contains(self.networks, client)
+            if not trusted:
+                break
+            text = entry.strip()
+            ported = _FORWARDED_PORT.fullmatch(text)
+            if ported is not None:
+                text = ported[1] or ported[2]
+            if parse_ip(text) is None:
+                break
+            client = text
+        return client
+
+    def trusted(self, peer: str, forwarded: Sequence[bytes]) -> bool:
+        """False when the request passed a proxy that is not ours to believe."""
+        return not forwarded or bool(self.hops) or contains(self.networks, peer)
+
+
+@lru_cache(maxsize=4096)
+def bucket_name(client: str) -> str:
+    """What one client's requests are counted under: the address; of IPv6 its /64, which is what one client gets."""
+    address = parse_ip(client)
+    if isinstance(address, IPv6Address):
+        return str(IPv6Network((int(address) >> 64 << 64, 64)))
+    return client
+
+
+class AddressBuckets:
+    """
+    One token bucket per address, at most `bound` of them.
+
+    Full, the buckets of addresses that have been idle long enough to be full again are forgotten (nothing is lost);
+    when there is none, new addresses share one bucket, `_overflow`, until there is room.
+    """
+
+    def __init__(self, bound: int = 10_000) -> None:
+        self._bound = bound
+        self._buckets: dict[str, Bucket] = {}
+        self._swept_at = Monotonic(0.0)
+        self.overflows = 0
+
+    def take(self, client: str, limit: Limit, now: Monotonic) -> Limited | None:
+        """Take one token of the client's address at `now`; a Limited when there is none."""
+        name = bucket_name(client)
+        bucket = self._buckets.get(name)
+        if bucket is None:
+            bucket = self._room(name, now)
+        return bucket.take(limit, now)
+
+    def _room(self, name: str, now: Monotonic) -> Bucket:
+        if len(self._buckets) >= self._bound:
+            if now - self._swept_at >= 1.0:  # once a second at most: a flood of new addresses must not buy a scan each
+                self._swept_at = now
+                self._buckets = {known: bucket for known, bucket in self._buckets.items() if not bucket.idle(now)}
+            if len(self._buckets) >= self._bound:
+                self.overflows += 1
+                name = OVERFLOW
+        return self._buckets.setdefault(name, Bucket())

@@ -1,0 +1,134 @@
+"""
+The webhook paths: what is refused at the head of a request, and the way from a complete one to its answer.
+
+Decides, in the published order, everything that needs no body: path and method, maintenance, the bus, readiness, the
+address's limit, size and media type. Never looks into a body: the pipeline does.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from gatewayd.answers import Answers
+from gatewayd.bus.publication import Cause, Unpublished
+from gatewayd.errors import Refused
+from gatewayd.health import Health
+from gatewayd.http.message import Request, Response
+from gatewayd.ingress.addresses import AddressBuckets, contains
+from gatewayd.ingress.admission import refuse_limited
+from gatewayd.ingress.events import ENVELOPE_BYTES
+from gatewayd.ingress.headers import refuse_media_type
+from gatewayd.ingress.pipeline import UNKNOWN_SOURCE, Attempt, Pipeline, Within
+from gatewayd.ingress.sources import GENERIC_PATH, Rules, Source
+from gatewayd.interfaces import IEventBus, ILeaf
+from gatewayd.times import Monotonic
+
+MAX_BODY_BYTES: Final = 1_048_576
+T = TypeVar("T")
+_log = Logger()
+
+
+@implementer(ILeaf)
+class WebhookResource:
+    """POST /webhook/<source>. One for all sources: the rules in force say which there are."""
+
+    def __init__(
+        self,
+        *,
+        rules: Callable[[], Rules],
+        health: Health,
+        bus: IEventBus,
+        buckets: AddressBuckets,
+        answers: Answers,
+        pipeline: Pipeline,
+        clock: IReactorTime,
+    ) -> None:
+        self._rules = rules
+        self._health = health
+        self._bus = bus
+        self._buckets = buckets
+        self._answers = answers
+        self._pipeline = pipeline
+        self._clock = clock
+
+    def begin(self, request: Request) -> Response | int:
+        """See ILeaf."""
+        rules = self._rules()
+        source = rules.paths.get(request.path)
+        refused = self._refuse_head(request, source, rules)
+        if refused is not None:
+            return self._answers.refuse(request, refused, "" if source is None else source.name)
+        return self._bound()
+
+    def _refuse_head(self, request: Request, source: Source | None, rules: Rules) -> Refused | None:
+        """The first refusal that the head alone decides, in the published order."""
+        if source is None and request.path != GENERIC_PATH:
+            return Refused("GW-017", status=404)
+        if request.method != b"POST":
+            return Refused("GW-017", status=405, headers=((b"Allow", b"POST"),))
+        request.client_ip = rules.proxies.client(request.peer, request.values(b"x-forwarded-for"))
+        refused = self._health.refuse_webhook(self._bus.state) or self._refuse_address(request, rules)
+        if refused is not None:
+            return refused
+        if source is not None and not source.keys:
+            return Refused("GW-018", {"reason": "source_not_configured"})
+        length = request.headers.get(b"content-length", b"0")
+        if len(length) > 10 or int(length) > self._bound():
+            return Refused("GW-008", {"max_size": self._bound()})
+        return refuse_media_type(request)
+
+    def _refuse_address(self, request: Request, rules: Rules) -> Refused | None:
+        if contains(rules.exempt, request.client_ip):
+            return None
+        limited = self._buckets.take(request.client_ip, rules.address_limit, Monotonic(self._clock.seconds()))
+        return None if limited is None else refuse_limited(limited, UNKNOWN_SOURCE)
+
+    def _bound(self) -> int:
+        """Bytes that a body may have: 1 MiB, or what the server takes beside the event's own parts."""
+        return min(MAX_BODY_BYTES, self._bus.max_message - ENVELOPE_BYTES)
+
+    def answer(self, request: Request) -> Response | Deferred[Response]:
+        """See ILeaf."""
+        attempt = Attempt()
+        source = self._rules().paths.get(request.path)
+        running = Deferred.fromCoroutine(self._pipeline.accept(request, source, attempt))
+        if running.called and not isinstance(running.result, Deferred):
+            return running
+        answer: Deferred[Response] = Deferred(lambda _: None if attempt.committed else running.cancel())
+        running.addBoth(_pass_on, answer)
+        return answer
+
+
+def _pass_on(result: Response | Failure, answer: Deferred[Response]) -> None:
+    """Hand the outcome to the client's Deferred, which may have been cancelled: its request ran on without it."""
+    if not answer.called:
+        answer.callback(result)  # a Failure goes the way of errback()
+    elif isinstance(result, Failure) and not isinstance(result.value, CancelledError):
+        _log.failure("a request whose client had gone failed", result, event="request_failed")
+
+
+def make_within(clock: IReactorTime) -> Within:
+    """The bound on an await that the pipeline is handed."""
+
+    def within(waiting: Awaitable[T], seconds: float) -> Awaitable[T | Unpublished]:
+        outcome: Deferred[T | Unpublished] = Deferred()
+        timer = clock.callLater(seconds, lambda: outcome.callback(Unpublished(Cause.TIMEOUT)))
+
+        def settle(result: T | Failure) -> None:
+            if not outcome.called:
+                timer.cancel()
+                outcome.callback(result)  # a Failure goes the way of errback()
+
+        Deferred.fromCoroutine(_awaited(waiting)).addBoth(settle)
+        return outcome
+
+    return within
+
+
+async def _awaited(waiting: Awaitable[T]) -> T:
+    return await waiting

@@ -1,0 +1,293 @@
+"""
+The contract of IEventBus, run against nats-server and against the double.
+
+A bench makes its bus do what the world does: freeze, be away, lose a message, be full.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from zope.interface.verify import verifyObject
+
+from gatewayd.bus.nats import NatsBus
+from gatewayd.bus.publication import Ack, BusState, Cause, Message, Published, Stored, Unpublished
+from gatewayd.interfaces import IEventBus
+from tests.fakes.bus import DoubleBus
+from tests.servers import NatsServer
+from tests.streams import STREAM, call, connected_bus, create_stream, message, pair, reactor_clock, stored_ids, until
+
+DEADLINE_S = 2.5
+LIMIT = 5
+
+
+class Bench:
+    """A bus with a bound of LIMIT publications on a stream that holds 200 messages."""
+
+    bus: Any
+
+    async def freeze(self) -> None:
+        raise NotImplementedError
+
+    async def thaw(self) -> None:
+        raise NotImplementedError
+
+    async def leave(self) -> None:
+        raise NotImplementedError
+
+    async def come_back(self) -> None:
+        raise NotImplementedError
+
+    async def delete(self, sequence: int) -> None:
+        raise NotImplementedError
+
+    async def ids(self) -> list[str]:
+        raise NotImplementedError
+
+
+class ServerBench(Bench):
+    def __init__(self, bus: NatsBus, server: NatsServer) -> None:
+        self.bus = bus
+        self.server = server
+
+    async def freeze(self) -> None:
+        self.server.sigstop()
+
+    async def thaw(self) -> None:
+        self.server.sigcont()
+        await until(lambda: self.bus.state is not BusState.DISCONNECTED)
+
+    async def leave(self) -> None:
+        self.server.kill()
+        await until(lambda: self.bus.state is BusState.DISCONNECTED)
+
+    async def come_back(self) -> None:
+        self.server.start()
+        await until(lambda: self.bus.state is not BusState.DISCONNECTED)
+
+    async def delete(self, sequence: int) -> None:
+        await call(self.bus, f"$JS.API.STREAM.MSG.DELETE.{STREAM}", {"seq": sequence})
+
+    async def ids(self) -> list[str]:
+        return await stored_ids(self.bus)
+
+
+class DoubleBench(Bench):
+    def __init__(self) -> None:
+        self.bus = DoubleBus(reactor_clock(), delay_s=0.001, limit=LIMIT, max_messages=200)
+
+    async def freeze(self) -> None:
+        self.bus.hold()
+
+    async def thaw(self) -> None:
+        self.bus.release()
+
+    async def leave(self) -> None:
+        self.bus.go_down()
+
+    async def come_back(self) -> None:
+        self.bus.come_up()
+
+    async def delete(self, sequence: int) -> None:
+        self.bus.drop(sequence)
+
+    async def ids(self) -> list[str]:
+        return list(self.bus.ids())
+
+
+@asynccontextmanager
+async def on_server(root: Path) -> AsyncIterator[Bench]:
+    server = NatsServer(root).start()
+    try:
+        async with connected_bus(server, pending_limit=LIMIT) as bus:
+            await create_stream(bus, max_msgs=200)
+            yield ServerBench(bus, server)
+    finally:
+        server.close()
+
+
+@asynccontextmanager
+async def on_double(_: Path) -> AsyncIterator[Bench]:
+    yield DoubleBench()
+
+
+Open: TypeAlias = Callable[[], AbstractAsyncContextManager[Bench]]
+
+
+@pytest.fixture(params=[on_server, on_double], ids=["nats", "double"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
+    """Opens the bench of one implementation."""
+    return lambda: request.param(tmp_path)
+
+
+async def cause_of(publishing: Deferred[Published | Unpublished]) -> Cause:
+    outcome = await publishing
+    assert isinstance(outcome, Unpublished), outcome
+    return outcome.cause
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_interface(opened: Open) -> None:
+    """Every member is there, and what should be a Deferred is one."""
+    async with opened() as bench:
+        assert verifyObject(IEventBus, bench.bus)
+        assert bench.bus.state is BusState.CONNECTED
+        assert bench.bus.attempts == 0
+        publishing, reading = bench.bus.publish(pair("1")), bench.bus.read(1, b"1:raw")
+        assert isinstance(publishing, Deferred)
+        assert isinstance(reading, Deferred)
+        await gatherResults([publishing, reading])
+        assert isinstance(bench.bus.last_success, float)
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_outcome_for_a_publication_in_the_order_of_the_calls(opened: Open) -> None:
+    """One to three messages, one outcome with an ack for each; several under way keep their order."""
+    async with opened() as bench:
+        outcomes = await gatherResults(
+            [
+                bench.bus.publish([message("a")]),
+                bench.bus.publish(pair("b")),
+                bench.bus.publish([message("c"), message("d"), message("e")]),
+            ]
+        )
+        assert outcomes == [
+            Published((Ack(1, False),)),
+            Published((Ack(2, False), Ack(3, False))),
+            Published((Ack(4, False), Ack(5, False), Ack(6, False))),
+        ]
+        assert await bench.ids() == ["a", "b:raw", "b:norm", "c", "d", "e"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_known_id_is_a_duplicate_of_the_stored_message_whatever_its_body(opened: Open) -> None:
+    """The ack of a duplicate has the stored message's sequence, also for another body; read() gives the stored one."""
+    async with opened() as bench:
+        await bench.bus.publish([message("first", body=b"one", facts="1;abc")])
+        again = await bench.bus.publish([message("first", "signals.normalized", b"two")])
+        assert again == Published((Ack(1, True),))
+        stored = await bench.bus.read(1, b"first")
+        assert isinstance(stored, Stored)
+        assert (stored.sequence, stored.subject, stored.body) == (1, "signals.raw", b"one")
+        assert (stored.headers["Nats-Msg-Id"], stored.headers["Gw-Facts"]) == ("first", "1;abc")
+        assert abs(stored.time - time.time()) < 60 or stored.time == 1_700_000_000.0
+        assert await bench.ids() == ["first"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_any_bytes_are_stored_as_they_are(opened: Open) -> None:
+    """Bodies are bytes: line ends, NUL, what is no UTF-8, nothing at all."""
+    async with opened() as bench:
+        for i, body in enumerate((b"", b"\r\nPUB a 1\r\n", b"\x00\xff\xfe", bytes(range(256)) * 10), 1):
+            await bench.bus.publish([message(str(i), body=body)])
+            stored = await bench.bus.read(i, str(i).encode())
+            assert isinstance(stored, Stored)
+            assert stored.body == body
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_message_that_is_gone_or_another_is_none(opened: Open) -> None:
+    """read() is None for a deleted message, a sequence that never was, and a message with another id."""
+    async with opened() as bench:
+        await bench.bus.publish(pair("1"))
+        await bench.delete(1)
+        assert await bench.bus.read(1, b"1:raw") is None
+        assert await bench.bus.read(99, b"1:raw") is None
+        assert await bench.bus.read(2, b"1:raw") is None
+        assert isinstance(await bench.bus.read(2, b"1:norm"), Stored)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_hangs_is_answered_for_within_the_deadline(opened: Open) -> None:
+    """Frozen: publish and read end within the deadline; beyond the bound BUFFER at once; a retry doubles nothing."""
+    async with opened() as bench:
+        await bench.bus.publish(pair("before"))
+        await bench.freeze()
+        began = time.monotonic()
+        under_way = [bench.bus.publish(pair(str(i))) for i in range(LIMIT)]
+        reading = bench.bus.read(1, b"before:raw")
+        refused = bench.bus.publish(pair("beyond"))
+        assert refused.called
+        assert await cause_of(refused) is Cause.BUFFER
+        causes = [await cause_of(publishing) for publishing in under_way]
+        assert set(causes) <= {Cause.TIMEOUT, Cause.DISCONNECTED}
+        assert isinstance(await reading, Unpublished)
+        assert time.monotonic() - began < DEADLINE_S
+        await bench.thaw()
+        for i in range(LIMIT):
+            while not isinstance(await bench.bus.publish(pair(str(i))), Published):
+                pass
+        ids = await bench.ids()
+        assert sorted(ids) == sorted([f"{i}:{half}" for i in ["before", *range(LIMIT)] for half in ("raw", "norm")])
+
+
+@pytest_twisted.ensureDeferred
+async def test_without_a_server_everything_is_refused_at_once_and_nothing_comes_later(opened: Open) -> None:
+    """Away: DISCONNECTED at once for publish and read, nothing of it is stored when the server is back."""
+    async with opened() as bench:
+        await bench.bus.publish(pair("before"))
+        await bench.leave()
+        assert bench.bus.state is BusState.DISCONNECTED
+        publishing = bench.bus.publish(pair("away"))
+        assert publishing.called
+        assert await cause_of(publishing) is Cause.DISCONNECTED
+        assert isinstance(await bench.bus.read(1, b"before:raw"), Unpublished)
+        await bench.come_back()
+        assert isinstance(await bench.bus.publish(pair("after")), Published)
+        assert await bench.ids() == ["before:raw", "before:norm", "after:raw", "after:norm"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_under_way_when_the_server_goes_ends_at_once(opened: Open) -> None:
+    """A lost connection ends what waits for it, before the deadline."""
+    async with opened() as bench:
+        await bench.freeze()
+        under_way = [bench.bus.publish(pair(str(i))) for i in range(LIMIT)]
+        began = time.monotonic()
+        await bench.leave()
+        assert [await cause_of(publishing) for publishing in under_way] == [Cause.DISCONNECTED] * LIMIT
+        assert time.monotonic() - began < 1.0
+
+
+@pytest_twisted.ensureDeferred
+async def test_cancelling_releases_the_caller_only(opened: Open) -> None:
+    """The caller that cancels is free at once; the publication runs to its outcome and is stored."""
+    async with opened() as bench:
+        publishing = bench.bus.publish(pair("1"))
+        failed: list[bool] = []
+        publishing.addErrback(lambda failure: failed.append(failure.check(CancelledError) is not None))
+        publishing.cancel()
+        assert failed == [True]
+        await bench.bus.publish(pair("2"))
+        assert await bench.ids() == ["1:raw", "1:norm", "2:raw", "2:norm"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_largest_message(opened: Open) -> None:
+    """Headers and body of max_message bytes are stored; one byte more is refused at once, and nothing of the pair."""
+    async with opened() as bench:
+        small = message("small")
+        head = len(message("large").headers)
+        large = message("large", body=b"x" * (bench.bus.max_message - head))
+        too_large = Message(large.subject, large.headers, large.body + b"x")
+        refused = bench.bus.publish([small, too_large])
+        assert refused.called
+        assert await cause_of(refused) is Cause.REJECTED
+        assert isinstance(await bench.bus.publish([large]), Published)
+        assert await bench.ids() == ["large"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_full_stream(opened: Open) -> None:
+    """At its limit the stream refuses new messages as STREAM_FULL; duplicates are still recognised."""
+    async with opened() as bench:
+        for i in range(100):
+            await bench.bus.publish(pair(str(i)))
+        assert await cause_of(bench.bus.publish(pair("new"))) is Cause.STREAM_FULL
+        assert await bench.bus.publish([message("0:raw")]) == Published((Ack(1, True),))
+        assert len(await bench.ids()) == 200
