@@ -25,6 +25,7 @@ _STATUS_LINES: Final[Mapping[int, bytes]] = {
     status.value: f"HTTP/1.1 {status.value} {_REASONS.get(status.value, status.phrase)}\r\n".encode("ascii")
     for status in HTTPStatus
 }
+_REPLAYED: Final = ((b"Idempotent-Replayed", b"true"),)
 _COMMON: Final = b"Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
 
 
@@ -43,8 +44,8 @@ class Request:
 
     __slots__ = (
         "body",
+        "client_corr_id",
         "client_ip",
-        "corr_id",
         "headers",
         "method",
         "path",
@@ -80,7 +81,7 @@ class Request:
         self.received_at = received_at
         self.received_wall = received_wall
         self.body = body
-        self.corr_id = ""
+        self.client_corr_id = ""
         self.client_ip = peer
 
     def values(self, name: bytes) -> list[bytes]:
@@ -212,6 +213,25 @@ def refusal(refused: Refused, corr_id: str, now: Wall, *, source: str = "", prob
         source=source,
         validation_status=refused.slug,
         logged=refused.logged or None,
+    )
+
+
+def accepted(corr_id: str, key: str, now: Wall, *, duplicate: bool, source: str, instrument: str) -> Response:
+    """The 202: `key` is the explicit idempotency key, or the identity in hex."""
+    body = b'{"status":"accepted","corr_id":"%b","idempotency_key":%b,"timestamp":"%b","duplicate":%b}' % (
+        corr_id.encode("ascii"),
+        msgspec.json.encode(key),
+        format_wall(now).encode("ascii"),
+        b"true" if duplicate else b"false",
+    )
+    return Response(
+        202,
+        body,
+        headers=_REPLAYED if duplicate else (),
+        corr_id=corr_id,
+        source=source,
+        instrument=instrument,
+        validation_status="duplicate" if duplicate else "accepted",
     )
 
 

@@ -1,0 +1,167 @@
+"""
+All connections of a listener, or of several: the factory of channels.
+
+Decides how many connections there may be, sweeps their deadlines once a second, counts the requests in flight, drains
+and closes. Its collaborators say what is served and what a refusal looks like. Never reads a byte.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from gatewayd.errors import Refused
+from gatewayd.http.channel import Channel
+from gatewayd.http.message import Request, Response
+from gatewayd.http.rules import Limits
+from gatewayd.interfaces import ILeaf
+from gatewayd.times import Wall
+
+SWEEP_S = 1.0
+"""A deadline is noticed at most this much later."""
+
+_log = Logger()
+
+
+class Finished(Protocol):
+    """What is told of each answer once it is written, or, `written` false, could not be: for the log and metrics."""
+
+    def __call__(self, request: Request | None, response: Response, *, written: bool) -> None:
+        """`request` is None for a request whose head could not be read."""
+
+
+class Site(Factory):
+    """
+    The factory of channels. `open` counts connections, `refused_connections` those closed at accept because a bound
+    was reached, `in_flight` requests between their head and their answer.
+
+    `route` gives the leaf at a path, None for 404. `refuse` makes the answer of a refusal by the channel itself:
+    GW-008, GW-015, GW-017; `request` is None when there is no head. `failed` makes the 500 for a bug of a leaf (and
+    logs it). `finished` is told of every answer. `clock` must be monotonic.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        *,
+        route: Callable[[bytes], ILeaf | None],
+        refuse: Callable[[Request | None, Refused], Response],
+        failed: Callable[[Request | None, Failure], Response],
+        finished: Finished,
+        clock: IReactorTime,
+        wall: Callable[[], Wall],
+        limits: Limits | None = None,
+        max_connections: int = 10_000,
+        max_connections_per_address: int = 2000,
+    ) -> None:
+        self.route = route
+        self.refuse = refuse
+        self.failed = failed
+        self.clock = clock
+        self.wall = wall
+        self.limits = limits or Limits()
+        self.draining = False
+        self.in_flight = 0
+        self.refused_connections = 0
+        self._finished = finished
+        self._max_connections = max_connections
+        self._max_per_address = max_connections_per_address
+        self._channels: set[Channel] = set()
+        self._by_address: dict[str, int] = {}
+        self._sweeping = False
+        self._waiting_idle: list[Deferred[None]] = []
+        self._waiting_closed: list[Deferred[None]] = []
+
+    @property
+    def open(self) -> int:
+        """Connections now, those handed over to another protocol included."""
+        return len(self._channels)
+
+    def buildProtocol(self, addr: IAddress | None) -> Channel | None:  # type: ignore[override] # slotted, no Protocol
+        """A channel for a new connection; None, which closes it at once, when there are too many."""
+        peer: str = getattr(addr, "host", "")
+        if self.open >= self._max_connections or self._by_address.get(peer, 0) >= self._max_per_address:
+            self.refused_connections += 1
+            return None
+        return Channel(self, peer)
+
+    def drain(self) -> Deferred[None]:
+        """
+        From now on every answer is its connection's last; idle connections are closed. Fires when no request is in
+        flight. New connections are still served: refusing what they ask is the leaves' business.
+        """
+        self.draining = True
+        for channel in tuple(self._channels):
+            channel.retire()
+        if not self.in_flight:
+            return succeed(None)
+        waiting: Deferred[None] = Deferred()
+        self._waiting_idle.append(waiting)
+        return waiting
+
+    def close(self) -> Deferred[None]:
+        """Close every connection, answered or not; fires when they are gone, within the limits' `write_s` + 1 s."""
+        self.draining = True
+        for channel in tuple(self._channels):
+            channel.shut()
+        if not self._channels:
+            return succeed(None)
+        waiting: Deferred[None] = Deferred()
+        self._waiting_closed.append(waiting)
+        return waiting
+
+    # -- what channels call ------------------------------------------------------------------------------------------
+
+    def opened(self, channel: Channel) -> None:
+        """Count a connection and watch its deadline."""
+        self._channels.add(channel)
+        if channel.peer:
+            self._by_address[channel.peer] = self._by_address.get(channel.peer, 0) + 1
+        if not self._sweeping:
+            self._sweeping = True
+            self.clock.callLater(SWEEP_S, self._sweep)
+
+    def closed(self, channel: Channel) -> None:
+        """Forget a connection."""
+        self._channels.discard(channel)
+        peer = channel.peer
+        if peer:
+            left = self._by_address.get(peer, 0) - 1
+            if left > 0:
+                self._by_address[peer] = left
+            else:
+                self._by_address.pop(peer, None)
+        if not self._channels:
+            waiting, self._waiting_closed = self._waiting_closed, []
+            for deferred in waiting:
+                deferred.callback(None)
+
+    def settled(self, request: Request | None, response: Response | None, *, written: bool) -> None:
+        """A request was answered, or never will be (`response` None)."""
+        if request is not None:
+            self.in_flight -= 1
+        if response is not None:
+            try:
+                self._finished(request, response, written=written)
+            except Exception:  # the account of an answer must not cost the connection its next one
+                _log.failure("The account of an answer failed.", event="http_account_failed")
+        if not self.in_flight and self._waiting_idle:
+            waiting, self._waiting_idle = self._waiting_idle, []
+            for deferred in waiting:
+                deferred.callback(None)
+
+    def _sweep(self) -> None:
+        now = self.clock.seconds()
+        for channel in [channel for channel in self._channels if channel.deadline <= now]:
+            try:
+                channel.expire()
+            except Exception:  # one channel's fault must not end the deadlines of all others
+                _log.failure("A connection could not be ended at its deadline.", event="http_sweep_failed")
+        self._sweeping = bool(self._channels)
+        if self._sweeping:
+            self.clock.callLater(SWEEP_S, self._sweep)
