@@ -1,0 +1,112 @@
+"""
+The stream and its consumer on a server: look, create what is missing, raise what is ours, report the rest.
+
+Decides nothing itself (stream.py does); awaits what the bus hands out. Used at every connect and by gatewayctl.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from gatewayd.bus.publication import Unpublished
+from gatewayd.bus.stream import (
+    ConsumerWanted,
+    Finding,
+    Lag,
+    StreamWanted,
+    Surroundings,
+    consumer_config,
+    consumer_differences,
+    differences,
+    lag,
+    raised,
+    stream_config,
+    warnings,
+)
+from gatewayd.bus.tail import Api, api
+
+_STREAM_NOT_FOUND = "(10059)"
+_CONSUMER_NOT_FOUND = "(10014)"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """
+    A stream or consumer that is there: its info, what was done to it now, and what is left to say about it.
+
+    For a stream `created` (of the info) tells one stream from another of the same name.
+    """
+
+    info: dict[str, Any]
+    findings: tuple[Finding, ...] = ()
+    made: bool = False
+    raised: bool = False
+
+    @property
+    def created(self) -> str:
+        """When the stream or consumer was created, as the server writes it."""
+        return str(self.info.get("created", ""))
+
+    @property
+    def last_sequence(self) -> int:
+        """The stream's last sequence."""
+        return int(self.info.get("state", {}).get("last_seq", 0))
+
+
+async def check_stream(bus: Api, wanted: StreamWanted, around: Surroundings) -> Checked | Unpublished | None:
+    """Look at the stream and change nothing; None when there is none."""
+    info = await api(bus, f"$JS.API.STREAM.INFO.{wanted.name}", {})
+    if isinstance(info, Unpublished):
+        return None if info.error.endswith(_STREAM_NOT_FOUND) else info
+    return Checked(info, (*differences(info, wanted), *warnings(info, around)))
+
+
+async def ensure_stream(bus: Api, wanted: StreamWanted, around: Surroundings) -> Checked | Unpublished:
+    """
+    Make the stream when there is none, raise it when it is ours and too small, and report what is left.
+
+    Safe in several processes at once: an identical stream that another one made meanwhile is the same stream.
+    """
+    found = await check_stream(bus, wanted, around)
+    if isinstance(found, Unpublished):
+        return found
+    if found is None:
+        info = await api(bus, f"$JS.API.STREAM.CREATE.{wanted.name}", stream_config(wanted))
+        if isinstance(info, Unpublished):
+            return info
+        return Checked(info, (*differences(info, wanted), *warnings(info, around)), made=True)
+    config = raised(found.info, wanted)
+    if config is None:
+        return found
+    info = await api(bus, f"$JS.API.STREAM.UPDATE.{wanted.name}", config)
+    if isinstance(info, Unpublished):
+        return info
+    return Checked(info, (*differences(info, wanted), *warnings(info, around)), raised=True)
+
+
+async def check_consumer(bus: Api, wanted: ConsumerWanted) -> Checked | Unpublished | None:
+    """Look at the consumer; None when there is none."""
+    info = await api(bus, f"$JS.API.CONSUMER.INFO.{wanted.stream}.{wanted.durable}", {})
+    if isinstance(info, Unpublished):
+        return None if info.error.endswith(_CONSUMER_NOT_FOUND) else info
+    return Checked(info, tuple(consumer_differences(info, wanted)))
+
+
+async def ensure_consumer(bus: Api, wanted: ConsumerWanted) -> Checked | Unpublished:
+    """Make the consumer when there is none; one that is there is only checked: creating it again would change it."""
+    found = await check_consumer(bus, wanted)
+    if found is not None:
+        return found
+    subject = f"$JS.API.CONSUMER.CREATE.{wanted.stream}.{wanted.durable}.{wanted.filter_subject}"
+    create = {"stream_name": wanted.stream, "config": consumer_config(wanted), "action": "create"}
+    info = await api(bus, subject, create)
+    if isinstance(info, Unpublished):
+        return info
+    return Checked(info, tuple(consumer_differences(info, wanted)), made=True)
+
+
+async def consumer_lag(bus: Api, stream: str, durable: str) -> Lag | Unpublished | None:
+    """How far the consumer is behind; None when there is none."""
+    info = await api(bus, f"$JS.API.CONSUMER.INFO.{stream}.{durable}", {})
+    if isinstance(info, Unpublished):
+        return None if info.error.endswith(_CONSUMER_NOT_FOUND) else info
+    return lag(info)

@@ -1,0 +1,216 @@
+"""
+The stream, kept as it should be: at every connect and once a second after.
+
+Decides when the stream is made, raised or checked, when what is remembered of it is worthless because it is another
+stream, and when the nonces have been read back so that webhooks may be taken. Never publishes an event.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Final, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from gatewayd.bus.ensure import Checked, check_consumer, check_stream, consumer_lag, ensure_stream
+from gatewayd.bus.nats import NatsBus
+from gatewayd.bus.publication import BusState, Unpublished
+from gatewayd.bus.stream import ConsumerWanted, Finding, StreamWanted, Surroundings
+from gatewayd.times import Wall
+
+_log = Logger()
+T = TypeVar("T")
+
+SHED_WHILE_MOVING_S: Final = 30.0
+"""A consumer counts as reading while its acknowledgements moved within this time."""
+
+_NO_ROOM: Final = "(10047)"  # "insufficient storage resources available"
+_SMALLEST_GUESS: Final = 64 * 1024 * 1024
+
+
+class StreamKeeper:
+    """
+    `fill` is shown the headers and times of normalised events that are read back once, at start; `forget` drops what
+    is remembered of another stream; `ready` is called when the nonces are filled. `guessed` says that nobody set the
+    stream's max_bytes, `sync_always` whether the server is known to write before it acknowledges. `shed_above` is
+    LAG_SHED_MESSAGES.
+    """
+
+    def __init__(
+        self,
+        bus: NatsBus,
+        stream: StreamWanted,
+        consumer: ConsumerWanted,
+        *,
+        guessed: bool,
+        sync_always: bool | None,
+        read_back_s: float,
+        shed_above: int | None,
+        fill: Callable[[Mapping[str, str]], None],
+        forget: Callable[[], int],
+        ready: Callable[[], None],
+        now: Callable[[], float],
+        wall: Callable[[], Wall],
+    ) -> None:
+        self._bus = bus
+        self._stream = stream
+        self._consumer = consumer
+        self._guessed = guessed
+        self._sync_always = sync_always
+        self._read_back_s = read_back_s
+        self._shed_above = shed_above
+        self._fill = fill
+        self._forget = forget
+        self._ready = ready
+        self._now = now
+        self._wall = wall
+        self._created = ""
+        self._filled = False
+        self._prepared = False
+        self._trouble = ""
+        self._acked = (0, float("-inf"))
+        self._waiting: Deferred[None] | None = None
+        self.findings: tuple[Finding, ...] = ()
+        self.bytes = 0
+        self.lag = 0
+        self.shedding = False
+
+    def warnings(self) -> list[str]:
+        """What /readyz says of the stream and its consumer."""
+        trouble = [self._trouble] if self._trouble else []
+        return trouble + [finding.text for finding in self.findings]
+
+    def prepare(self) -> Deferred[None]:
+        """Look at the stream after a connect; see _prepare."""
+        self._prepared = False
+        return Deferred.fromCoroutine(self._prepare()).addBoth(self._attempted)
+
+    def _attempted(self, result: T) -> T:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.callback(None)
+        return result
+
+    def attempt(self) -> Deferred[None]:
+        """Fires when the next preparation has ended, well or not; for one caller at a time."""
+        self._waiting = Deferred()
+        return self._waiting
+
+    async def _prepare(self) -> None:
+        """
+        Make or raise the stream, check it and its consumer; the first time read the nonces back, then say ready.
+
+        What fails is said in the warnings and tried again by tick().
+        """
+        bus, acknowledged = self._bus, self._bus.last_sequence
+        stream = await self._ensure()
+        if isinstance(stream, Unpublished):
+            self._fail(f"The stream {self._stream.name} cannot be read or made: {stream.error}")
+            return
+        consumer = await check_consumer(bus, self._consumer)
+        if isinstance(consumer, Unpublished):
+            self._fail(f"The consumer {self._consumer.durable} cannot be read: {consumer.error}")
+            return
+        missing = Finding(
+            "consumer_missing",
+            f"There is no consumer {self._consumer.durable}: nobody reads the events by it. "
+            "Make it with `gatewayctl consumer ensure`, or set NATS_DURABLE.",
+        )
+        self._report((*stream.findings, *((missing,) if consumer is None else consumer.findings)))
+        self._recognise(stream, acknowledged)
+        if not self._filled:
+            read = await bus.tail(self._consumer.filter_subject, self._seen, back_s=self._read_back_s)
+            if isinstance(read, Unpublished):
+                self._fail(f"The nonces cannot be read back: {read.error}")
+                return
+            self._filled = True
+            _log.info("{count} nonces read back from the stream", event="nonces.read_back", count=read.count)
+        self._prepared, self._trouble = True, ""
+        self._ready()
+
+    async def _ensure(self) -> Checked | Unpublished:
+        """
+        The stream, made when there is none. Where nobody said how large it may be, half of the server's disk is a
+        guess of ours: one that the server has no room for is halved until it fits.
+        """
+        while True:
+            stream = await ensure_stream(self._bus, self._stream, self._around())
+            full = isinstance(stream, Unpublished) and stream.error.endswith(_NO_ROOM)
+            if not full or not self._guessed or self._stream.max_bytes < _SMALLEST_GUESS:
+                return stream
+            self._stream = replace(self._stream, max_bytes=self._stream.max_bytes // 2)
+
+    def _around(self) -> Surroundings:
+        return Surroundings(self._bus.server_version, self._bus.max_payload, self._sync_always, self._wall())
+
+    def _seen(self, subject: str, headers: Mapping[str, str], sequence: int, at: Wall) -> None:
+        del subject, sequence, at
+        self._fill(headers)
+
+    def _fail(self, text: str) -> None:
+        if text != self._trouble:
+            _log.error("{text}", event="stream.unusable", text=text)
+        self._trouble = text
+
+    def _report(self, findings: tuple[Finding, ...]) -> None:
+        for finding in findings:
+            if finding not in self.findings:
+                level = _log.error if finding.fatal else _log.warn
+                level("{text}", event="stream.finding", kind=finding.kind, text=finding.text)
+        self.findings = findings
+
+    def _recognise(self, stream: Checked, acknowledged: int) -> None:
+        """Another creation time, or a last sequence below one that was `acknowledged` before we asked: another one."""
+        known, self._created = self._created, stream.created
+        if (known and known != stream.created) or stream.last_sequence < acknowledged:
+            dropped = self._forget()
+            self._bus.forget_sequence()
+            _log.warn(
+                "{stream} is another stream than before: what was remembered of it is dropped ({dropped} entries)",
+                event="stream.replaced",
+                stream=self._stream.name,
+                dropped=dropped,
+            )
+
+    async def tick(self) -> None:
+        """Once a second: prepare what could not be prepared, read the lag, notice a stream that went away."""
+        if self._bus.state is BusState.DISCONNECTED:
+            return
+        if not self._prepared:
+            await self._prepare()
+            return
+        acknowledged = self._bus.last_sequence
+        stream = await check_stream(self._bus, self._stream, self._around())
+        if stream is None:
+            await self._prepare()
+        elif isinstance(stream, Checked):
+            self.bytes = int(stream.info["state"]["bytes"])
+            self._recognise(stream, acknowledged)
+        await self._read_lag()
+
+    async def _read_lag(self) -> None:
+        lag = await consumer_lag(self._bus, self._stream.name, self._consumer.durable)
+        if isinstance(lag, Unpublished):
+            return
+        self.lag = 0 if lag is None else lag.pending + lag.unacked
+        if lag is not None and lag.acked_sequence != self._acked[0]:
+            self._acked = (lag.acked_sequence, self._now())
+        moving = self._now() - self._acked[1] < SHED_WHILE_MOVING_S
+        self.shedding = self._shed_above is not None and self.lag > self._shed_above and moving
+
+    def widen(self, duplicate_window_s: float) -> Deferred[str | None]:
+        """Make the duplicate window at least so long, for a reload; fires with None, or why it is not."""
+        return Deferred.fromCoroutine(self._widen(duplicate_window_s))
+
+    async def _widen(self, duplicate_window_s: float) -> str | None:
+        if duplicate_window_s > self._stream.max_age_s:
+            return "it would be longer than NATS_STREAM_MAX_AGE"
+        wanted = replace(self._stream, duplicate_window_s=duplicate_window_s)
+        stream = await ensure_stream(self._bus, wanted, self._around())
+        if isinstance(stream, Unpublished):
+            return stream.error or stream.cause.value
+        short = [finding.text for finding in stream.findings if finding.kind == "duplicate_window"]
+        if short:
+            return short[0]
+        self._stream = wanted
+        return None
