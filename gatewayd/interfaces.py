@@ -64,8 +64,8 @@ class IAdmission(Interface):
         with the body that holds it. Anything else releases the claim. Never fails, never raises.
         """
 
-    def remember_nonce(nonce: bytes, fingerprint: bytes, age_s: float) -> None:
-        """Fill in a nonce that was accepted `age_s` seconds ago, read back from the stream at start."""
+    def remember_nonce(nonce: bytes, used_by: bytes, age_s: float) -> None:
+        """Fill in a nonce that the request of fingerprint `used_by` used `age_s` seconds ago (oldest first)."""
 
     def forget() -> int:
         """Drop everything remembered (not what is under way): the stream is another one. Returns how many."""

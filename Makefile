@@ -1,0 +1,65 @@
+# Two commands: `make run` does the main job, `make test` proves it. Both need Python 3.11 or newer, make, and nothing else.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+SOURCE := $(shell find gatewayd twisted -type f -not -name '*.pyc' -not -name dropin.cache) setup.cfg pyproject.toml
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: run test lint types unit test-full bench lock docs clean
+
+run: $(VENV)/installed
+	@$(BIN)/twistd -n --pidfile= gatewayd $(ARGS)
+
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gatewayd needs Python 3.11 or newer; set PYTHON=")'
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/locked: $(VENV)/created requirements.txt
+	@echo "installing what gatewayd needs into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements.txt
+	@touch $@
+
+$(VENV)/installed: $(VENV)/locked $(SOURCE)
+	@$(BIN)/python -m pip install --quiet --no-deps --force-reinstall .
+	@$(BIN)/python -c 'from twisted.plugin import IPlugin, getPlugins; list(getPlugins(IPlugin))'
+	@touch $@
+
+$(VENV)/testable: $(VENV)/installed tests/requirements.txt
+	@echo "installing what the tests need into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --require-hashes -r tests/requirements.txt
+	@touch $@
+
+test: lint types $(VENV)/testable
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/testable
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/codespell gatewayd tests docs etc systemd README.md Makefile
+	$(BIN)/lint-imports --no-cache
+
+types: $(VENV)/testable
+	$(BIN)/mypy
+
+# The long forms of the same promises.
+test-full: lint types $(VENV)/testable
+	GATEWAYD_TEST_FULL=1 $(BIN)/python -m pytest
+
+bench: $(VENV)/testable
+	$(BIN)/python -m tests.bench $(ARGS)
+
+# What is generated from the tables of the code; a test compares it.
+docs: $(VENV)/testable
+	$(BIN)/python -m tests.generated
+
+# Exact versions with hashes, for every platform, from the ranges in setup.cfg. Needs uv.
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --extra embedded --extra speed --output-file requirements.txt setup.cfg
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --extra test --constraint requirements.txt --output-file tests/requirements.txt setup.cfg
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .ruff_cache

@@ -1,0 +1,150 @@
+"""
+One HTTP client connection for test webhooks, on the standard library.
+
+Decides where a webhook goes, and what an answer or its absence says. Never decides whether a request is sent again.
+"""
+
+import ssl
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from types import TracebackType
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from gatewayd import __version__
+from gatewayd.cli.console import Code, Failed, json_or_none, plain
+
+_MAX_ANSWER_BYTES: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where to post: `path` with its query, as it goes into the request line."""
+
+    secure: bool
+    host: str
+    port: int
+    path: str
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.secure else 'http'}://{host}:{self.port}{self.path}"
+
+
+def parse_target(url: str, source: str) -> Target:
+    """The address of the source's webhook at a gateway's URL; a URL with a path is taken as it is."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not host or parts.username is not None or not url.isascii():
+        raise Failed(Code.WRONG, "--url: http://host:port or https://host:port, with or without the webhook's path")
+    path = parts.path if parts.path.strip("/") else f"/webhook/{source}"
+    if any(mark <= " " or mark == "\x7f" for mark in path + parts.query):
+        raise Failed(Code.WRONG, "--url: a path without blanks")
+    secure = parts.scheme == "https"
+    return Target(secure, host, port or (443 if secure else 80), path + (f"?{parts.query}" if parts.query else ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Unreached:
+    """No answer; `text` says why."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer. `members` are those of its JSON object, empty for any other body."""
+
+    status: int
+    retry_after_s: float | None = None
+    members: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def code(self) -> str:
+        """The GW code of a refusal; what is no answer of a gateway is counted by its status."""
+        code = self.members.get("code")
+        return plain(code, 20) if isinstance(code, str) and code else f"HTTP {self.status}"
+
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        parts = [str(self.status), *(plain(self.members[name]) for name in ("code", "error") if name in self.members)]
+        message = self.members.get("message")
+        return " ".join(parts) + (f": {plain(message)}" if message else "")
+
+
+class Caller:
+    """Keeps one connection open and opens another when it is gone."""
+
+    def __init__(self, target: Target, timeout_s: float, ca: str | None) -> None:
+        self._target = target
+        self._timeout_s = timeout_s
+        self._context = _context(ca) if target.secure else None
+        self._connection: HTTPConnection | None = None
+
+    def __enter__(self) -> "Caller":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def post(self, body: bytes, headers: dict[str, str]) -> Answer | Unreached:
+        """
+        One exchange. A kept connection that turns out to be closed is replaced once: the server closed it before it
+        read anything, or it did not, and then the gateway knows the very same request by its nonce and body.
+        """
+        kept = self._connection is not None
+        result = self._exchange(body, headers)
+        if kept and isinstance(result, Unreached):
+            result = self._exchange(body, headers)
+        return result
+
+    def _exchange(self, body: bytes, headers: dict[str, str]) -> Answer | Unreached:
+        connection = self._connection
+        if connection is None:
+            connection = self._connection = self._open()
+        try:
+            connection.request(
+                "POST", self._target.path, body, {**headers, "User-Agent": f"gatewayctl/{__version__}"}
+            )
+            response = connection.getresponse()
+            content = response.read(_MAX_ANSWER_BYTES)
+        except (OSError, HTTPException) as error:
+            self.close()
+            return Unreached(f"{self._target}: {_describe(error)}")
+        if not response.isclosed():
+            self.close()  # more came than is read of an answer
+        members = json_or_none(content)
+        retry_after = (response.headers.get("Retry-After") or "").strip()
+        wait_s = float(retry_after) if retry_after.isascii() and retry_after.isdigit() else None
+        return Answer(response.status, wait_s, members if isinstance(members, dict) else {})
+
+    def _open(self) -> HTTPConnection:
+        target = self._target
+        if self._context is not None:
+            return HTTPSConnection(target.host, target.port, timeout=self._timeout_s, context=self._context)
+        return HTTPConnection(target.host, target.port, timeout=self._timeout_s)
+
+
+def _context(ca: str | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except OSError as error:  # ssl.SSLError among them
+        raise Failed(Code.WRONG, f"--ca {ca}: {_describe(error)}") from None
+
+
+def _describe(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return plain(text or type(error).__name__)

@@ -1,0 +1,491 @@
+"""
+The wiring diagram: settings in, the tree of services out. The only module that knows every other.
+
+Decides who is handed what, and the order in which parts start and stop. Never decides anything about a request.
+"""
+
+# Twisted's services carry no annotations.
+# mypy: disable-error-code="no-untyped-call"
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from prometheus_client import CollectorRegistry, disable_created_metrics
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import ILogObserver, Logger
+from twisted.python.components import Componentized
+from twisted.python.failure import Failure
+
+from gatewayd import __version__
+from gatewayd.aio import Loop
+from gatewayd.answers import Answers
+from gatewayd.bus.client import NatsSettings, check_private_names
+from gatewayd.bus.embedded import EmbeddedServer
+from gatewayd.bus.keeper import StreamKeeper
+from gatewayd.bus.nats import NatsBus
+from gatewayd.bus.publication import BusState
+from gatewayd.bus.stream import ConsumerWanted, StreamWanted
+from gatewayd.config import Loaded
+from gatewayd.development import SECRET_NAME, keep_secret, trial_command
+from gatewayd.errors import Refused
+from gatewayd.health import Health, Phase
+from gatewayd.http.addresses import Kind
+from gatewayd.http.endpoint import CannotListen, listen, load_tls
+from gatewayd.http.message import Request, Response
+from gatewayd.http.site import Site
+from gatewayd.ingress.addresses import AddressBuckets
+from gatewayd.ingress.events import FACTS_HEADER, MSG_ID_HEADER, Events, parse_nonce
+from gatewayd.ingress.pipeline import Pipeline
+from gatewayd.ingress.resource import WebhookResource, make_within
+from gatewayd.ingress.sources import PREFIX
+from gatewayd.interfaces import ILeaf
+from gatewayd.journal import Journal
+from gatewayd.lifecycle import Ending, Notifier, OrderedServices, Signals, StartFailed, Ticker, watchdog
+from gatewayd.live import Live
+from gatewayd.log import LEVELS, Log, make_log
+from gatewayd.maintenance import Maintenance
+from gatewayd.metrics import Metrics
+from gatewayd.probes import HealthProbe, MetricsProbe
+from gatewayd.secret import Secret
+from gatewayd.settings import Settings
+from gatewayd.stores.memory import MemoryAdmission
+from gatewayd.times import Monotonic, Wall
+
+_log = Logger()
+
+TICK_S: Final = 1.0
+MAINTENANCE_FILE: Final = "maintenance.json"
+DEAD_SUBJECTS: Final = ("dlq.signals.raw", "dlq.signals.normalized")
+
+
+class Root(OrderedServices):
+    """The tree's root; it also puts our observer in the place of twistd's, which happens when it is adopted."""
+
+    observer: Any = None
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Adopted by twistd's Application, which twistd asks for its log observer next."""
+        if isinstance(parent, Componentized):
+            parent.setComponent(ILogObserver, self.observer)
+        super().setServiceParent(parent)
+
+
+class Part(Service):
+    """A service made of two functions."""
+
+    def __init__(self, name: str, start: Callable[[], Any], stop: Callable[[], Any]) -> None:
+        self.name = name
+        self._start = start
+        self._stop = stop
+
+    def startService(self) -> Any:
+        """Start; a Deferred when it takes time."""
+        super().startService()
+        return self._start()
+
+    def stopService(self) -> Any:
+        """Stop; a Deferred when it takes time."""
+        super().stopService()
+        return self._stop()
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What is around the process: its reactor (whose clock is monotonic), its wall clock, its environment."""
+
+    reactor: Any
+    loop: Loop
+    wall: Callable[[], Wall]
+    environ: Mapping[str, str]
+
+    def now(self) -> Monotonic:
+        """The monotonic clock."""
+        return Monotonic(self.reactor.seconds())
+
+
+def build(loaded: Loaded, reactor: Any, event_loop: Any, *, load: Callable[[], Loaded], log_file: str = "") -> Root:
+    """The service tree of one gatewayd; `load` reads the settings anew for SIGHUP."""
+    if loaded.settings is None:
+        raise ValueError("there are no settings to build from")
+    check_private_names()
+    disable_created_metrics()  # prometheus_client would send a second series beside each counter and histogram
+    settings = complete_settings(loaded.settings)
+    world = World(reactor, Loop(event_loop), lambda: Wall(time.time()), dict(os.environ))
+    log = make_log(
+        reactor,
+        world.wall,
+        environ=world.environ,
+        path=log_file,
+        level=LEVELS[settings.log_level.lower()],
+        secrets=[secret.reveal() for secret in settings.all_secrets()],
+    )
+    ending = Ending(reactor, log.writer.flush)
+    notifier = Notifier(world.environ)
+    embedded = EmbeddedServer(reactor, settings.state_directory, world.environ) if settings.embedded_nats else None
+    core = Core(world, loaded, settings, load=load, log=log, embedded=embedded)
+    root = Root(
+        reactor,
+        ending,
+        stop_budget_s=settings.gateway_shutdown_timeout,
+        started=lambda: notifier.ready(core.status()),
+    )
+    root.observer = log.observer
+    services = [
+        log.writer,
+        Signals(reactor, ending, {signal.SIGHUP: core.reload, signal.SIGUSR1: log.writer.reopen}),
+        Part("event loop", lambda: None, world.loop.stop),
+        Part("public listener", core.listen, core.close_listeners),
+        embedded,
+        Part("NATS", core.start_bus, core.stop_bus),
+        *core.tickers(),
+        watchdog(reactor, notifier),
+        Part("requests", lambda: None, core.drain),
+    ]
+    for service in services:
+        if service is not None:
+            service.setServiceParent(root)
+    return root
+
+
+class Core:
+    """The parts that share state, each handed what it needs; and the few functions that start and stop them."""
+
+    def __init__(
+        self,
+        world: World,
+        loaded: Loaded,
+        settings: Settings,
+        *,
+        load: Callable[[], Loaded],
+        log: Log,
+        embedded: EmbeddedServer | None,
+    ) -> None:
+        self.world, self.settings, self.log, self.embedded = world, settings, log, embedded
+        self.maintenance = Maintenance(
+            world.wall,
+            on=settings.maintenance_mode,
+            until=settings.maintenance_until,
+            retry_after_s=settings.maintenance_retry_after,
+        )
+        self.metrics = Metrics(
+            CollectorRegistry(),
+            version=__version__,
+            subjects=(settings.nats_subject_signals_raw, settings.nats_subject_signals_normalized, *DEAD_SUBJECTS),
+            consumer=settings.nats_durable,
+        )
+        self.live = Live(
+            loaded,
+            settings,
+            load=load,
+            complete=complete_settings,
+            log=log,
+            metrics=self.metrics,
+            maintenance=self.maintenance,
+        )
+        self.health = Health(
+            maintenance=self.maintenance, now=world.now, wall=world.wall, version=__version__, warnings=self.warnings
+        )
+        self.answers = Answers(world.wall)
+        self.admission = MemoryAdmission(
+            world.now,
+            nonce_lifetime_s=settings.nonce_lifetime_s,
+            identity_lifetime_s=settings.idempotency_ttl_sec,
+            entries_bound=settings.admission_entries,
+        )
+        self.bus = NatsBus(_nats_settings(settings, embedded), world.loop, world.reactor, world.wall, self.metrics)
+        self.keeper = self._keeper()
+        self.bus.on_connected = self.keeper.prepare
+        self.live.widen = self.keeper.widen
+        self.site = self._site()
+        self.ports: list[IListeningPort] = []
+        self._ticked_at: float | None = None
+
+    def _keeper(self) -> StreamKeeper:
+        settings = self.settings
+        guess = shutil.disk_usage(_existing(settings.state_directory)).free // 2
+        return StreamKeeper(
+            self.bus,
+            StreamWanted(
+                settings.nats_stream,
+                settings.nats_stream_max_age,
+                settings.nats_stream_max_bytes or guess,
+                settings.duplicate_window_s,
+            ),
+            ConsumerWanted(settings.nats_stream, settings.nats_durable, settings.nats_subject_signals_normalized),
+            guessed=settings.nats_stream_max_bytes is None,
+            sync_always=None if self.embedded is None else True,
+            read_back_s=settings.nonce_lifetime_s,
+            shed_above=settings.lag_shed_messages,
+            fill=self._fill_nonce,
+            forget=self.admission.forget,
+            ready=self._ready,
+            now=self.world.now,
+            wall=self.world.wall,
+        )
+
+    def _site(self) -> Site:
+        """The channel's factory and the table of paths."""
+        world, settings = self.world, self.settings
+        events = Events(
+            settings.nats_subject_signals_raw, settings.nats_subject_signals_normalized, settings.signal_schema_version
+        )
+        pipeline = Pipeline(
+            rules=self.live.get_rules,
+            admission=self.admission,
+            bus=self.bus,
+            events=events,
+            refuse=self.answers.refuse,
+            within=make_within(world.reactor),
+            elapsed=lambda request: world.now() - request.received_at,
+            shed=lambda: self.keeper.shedding,
+            report=_report_fault,
+            counters=self.metrics,
+        )
+        webhooks = WebhookResource(
+            rules=self.live.get_rules,
+            health=self.health,
+            bus=self.bus,
+            buckets=AddressBuckets(),
+            answers=self.answers,
+            pipeline=pipeline,
+            clock=world.reactor,
+        )
+        probe = partial(
+            HealthProbe,
+            health=self.health,
+            bus=self.bus,
+            rules=self.live.get_rules,
+            answers=self.answers,
+            buckets=AddressBuckets(),
+            clock=world.reactor,
+        )
+        metrics = MetricsProbe(
+            self.metrics.registry, rules=self.live.get_rules, answers=self.answers, refresh=self.refresh
+        )
+        paths: dict[bytes, ILeaf] = {
+            b"/healthz": probe(ready=False),
+            b"/readyz": probe(ready=True),
+            b"/metrics": metrics,
+        }
+
+        def route(path: bytes) -> ILeaf | None:
+            return webhooks if path.startswith(PREFIX) else paths.get(path)
+
+        journal = Journal(self.log.access, self.metrics, world.reactor, world.wall)
+        return Site(
+            route=route,
+            refuse=self.answers.refuse,
+            failed=self.answer_fault,
+            finished=journal.finished,
+            clock=world.reactor,
+            wall=world.wall,
+            max_connections=settings.max_connections,
+            max_connections_per_address=settings.max_connections_per_address,
+        )
+
+    # The listeners.
+
+    def listen(self) -> None:
+        """Open every public address; StartFailed names the one that cannot be opened."""
+        settings = self.settings
+        try:
+            tls = None
+            if settings.gateway_tls_cert is not None:
+                tls = load_tls(str(settings.gateway_tls_cert), str(settings.gateway_tls_key))
+            for address in settings.gateway_public_http_addr:
+                self.ports.append(listen(self.world.reactor, address, self.site, tls))
+                _log.info("listening on {address}", event="listener.open", address=str(address))
+        except CannotListen as error:
+            raise StartFailed(str(error)) from None
+
+    async def close_listeners(self) -> None:
+        """Stop listening and close what is left: the last thing before the log."""
+        for port in self.ports:
+            await maybeDeferred(port.stopListening)
+        await self.site.close()
+
+    async def drain(self) -> None:
+        """The first thing of a stop: refuse what comes from now on, and wait for the requests in flight."""
+        self.health.phase = Phase.DRAINING
+        await self.site.drain()
+
+    # The bus.
+
+    async def start_bus(self) -> None:
+        """Connect; done when the stream was prepared, or when the first attempt has failed: NATS may come later."""
+        servers = () if self.embedded is None else (self.embedded.url,)
+        if self.embedded is not None:
+            self._publish_client_file(self.embedded)
+        prepared = self.keeper.attempt()
+        await self.bus.start(servers)
+        if self.bus.state is not BusState.DISCONNECTED:
+            await prepared
+        else:
+            _log.warn("NATS is not there yet: {error}", event="nats.absent", error=self.bus.last_error)
+        self._say_trial()
+
+    def stop_bus(self) -> Deferred[None]:
+        """Wait for pending acknowledgements, close."""
+        return self.bus.stop(self.settings.gateway_shutdown_timeout / 2)
+
+    def _publish_client_file(self, embedded: EmbeddedServer) -> None:
+        """Where tools find the embedded server of this run; readable by this user only."""
+        path = embedded.store / "client.json"
+        content = msgspec.json.encode({"url": embedded.url, "user": embedded.user, "password": embedded.password})
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+
+    def _fill_nonce(self, headers: Mapping[str, str]) -> None:
+        found = parse_nonce(headers.get(MSG_ID_HEADER), headers.get(FACTS_HEADER))
+        if found is not None:
+            nonce, used_by, facts = found
+            self.admission.remember_nonce(nonce, used_by, max(0.0, self.world.wall() - facts.accepted_at))
+
+    def _ready(self) -> None:
+        if self.health.phase is Phase.STARTING:
+            self.health.phase = Phase.READY
+            _log.info("ready: webhooks are taken", event="ready")
+
+    def _say_trial(self) -> None:
+        """In development: one command to try it with, the first text in the log that begins with curl."""
+        settings = self.settings
+        tcp = [address for address in settings.gateway_public_http_addr if address.kind is Kind.TCP]
+        secret_file = settings.state_directory / SECRET_NAME
+        if settings.production or not tcp or not secret_file.exists() or settings.gateway_tls_cert is not None:
+            return
+        bound: Any = self.ports[settings.gateway_public_http_addr.index(tcp[0])].getHost()
+        host = tcp[0].host if tcp[0].host not in ("", "0.0.0.0") else "127.0.0.1"  # noqa: S104 - compared
+        _log.info("{command}", event="trial", command=trial_command(f"http://{host}:{bound.port}", secret_file))
+
+    # What is looked at now and then.
+
+    def tickers(self) -> list[Ticker]:
+        """Everything that happens once a second."""
+        reactor = self.world.reactor
+        return [
+            Ticker(reactor, TICK_S, self._read_maintenance_file, "maintenance file", at_once=True),
+            Ticker(reactor, TICK_S, self.keeper.tick, "stream"),
+            Ticker(reactor, TICK_S, self._measure_lag, "reactor lag"),
+        ]
+
+    def _read_maintenance_file(self) -> None:
+        path = self.settings.state_directory / MAINTENANCE_FILE
+        try:
+            content: bytes | None = path.read_bytes()
+        except FileNotFoundError:
+            content = None
+        except OSError:
+            content = b""  # it is there; that it cannot be read must not switch maintenance off
+        before = self.maintenance.window()
+        self.maintenance.read_file(content)
+        now = self.maintenance.window()
+        if (before is None) != (now is None):
+            word = "off" if now is None else "on"
+            _log.info("maintenance is {word}", event="maintenance.switched", word=word)
+
+    def _measure_lag(self) -> None:
+        now = self.world.now()
+        late = 0.0 if self._ticked_at is None else max(0.0, now - self._ticked_at - TICK_S)
+        self._ticked_at = now
+        self.metrics.reactor_lag.set(late)
+
+    def refresh(self) -> None:
+        """Set the gauges that are read at a scrape."""
+        metrics = self.metrics
+        metrics.cache_entries.set(self.admission.entries())
+        metrics.advance("hits", self.admission.hits)
+        metrics.advance("evictions", self.admission.evictions)
+        metrics.advance("log_dropped", self.log.writer.dropped)
+        metrics.advance("refused_connections", self.site.refused_connections)
+        metrics.inflight.set(self.site.in_flight)
+        metrics.unacked.set(self.bus.unacked)
+        metrics.lag.set(self.keeper.lag)
+        metrics.stream_bytes.set(self.keeper.bytes)
+        metrics.connected.set(self.bus.state is not BusState.DISCONNECTED)
+
+    def warnings(self) -> list[str]:
+        """Everything that /readyz warns of."""
+        unconfigured = [
+            f"The source {name} has no secret and answers 503 GW-018: set API_KEY_HMAC_SECRET_{name.upper()}."
+            for name in self.live.settings.unconfigured_sources
+        ]
+        return [*self.live.warnings, *unconfigured, *self.keeper.warnings()]
+
+    def status(self) -> str:
+        """The line that systemd shows."""
+        return f"NATS {self.bus.state.value}; webhooks {self.health.phase.value}"
+
+    def reload(self) -> None:
+        """SIGHUP."""
+        Deferred.fromCoroutine(self.live.reload()).addErrback(_report_failure)
+
+    def answer_fault(self, request: Request | None, failure: Failure) -> Response:
+        """500 GW-016 for a bug, with its traceback in the log under the same corr_id."""
+        response = self.answers.refuse(request, Refused("GW-016"))
+        _log.failure("a request failed", failure, event="request.failed", corr_id=response.corr_id)
+        return response
+
+
+def complete_settings(settings: Settings) -> Settings:
+    """The settings, with the secret that development mode makes and keeps where nobody set one."""
+    if not settings.generate_secret:
+        return settings
+    try:
+        secret, _ = keep_secret(settings.state_directory)
+    except OSError as error:
+        raise StartFailed(
+            f"{settings.state_directory}: the development secret cannot be kept: {error.strerror}"
+        ) from None
+    return replace(settings, shared_secrets=(secret,), generate_secret=False, unconfigured_sources=())
+
+
+def _nats_settings(settings: Settings, embedded: EmbeddedServer | None) -> NatsSettings:
+    """How the client finds the server and proves who it is."""
+    if embedded is not None:
+        return NatsSettings((), settings.nats_stream, user=embedded.user, password=embedded.password)
+    return NatsSettings(
+        settings.nats_url,
+        settings.nats_stream,
+        user=settings.nats_user,
+        password=_revealed(settings.nats_password),
+        token=_revealed(settings.nats_token),
+        nkey_seed=_revealed(settings.nats_nkey_seed),
+        credentials_file=_text(settings.nats_credentials_file),
+        tls_ca_file=_text(settings.nats_tls_ca),
+        tls_cert_file=_text(settings.nats_tls_cert),
+        tls_key_file=_text(settings.nats_tls_key),
+        name=settings.service_name,
+        publish_timeout_s=settings.nats_publish_timeout,
+    )
+
+
+def _revealed(secret: Secret | None) -> str | None:
+    return None if secret is None else secret.reveal().decode("utf-8")
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _existing(path: Path) -> Path:
+    """The nearest directory above that is there."""
+    return path if path.exists() else _existing(path.parent)
+
+
+def _report_fault(step: str) -> None:
+    _log.failure("a body could not be turned into an event: {step}", event="normalisation.failed", step=step)
+
+
+def _report_failure(failure: Failure) -> None:
+    _log.failure("the reload failed", failure, event="config.reload_failed")

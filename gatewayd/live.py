@@ -1,0 +1,101 @@
+"""
+The settings and rules in force, and how SIGHUP replaces them.
+
+Decides that a reload takes everything or nothing, and says in one line what came of it. Never decides what may be
+reloaded (the settings' table does).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from gatewayd.config import Loaded
+from gatewayd.ingress.sources import Rules, make_rules
+from gatewayd.log import LEVELS, Log
+from gatewayd.maintenance import Maintenance
+from gatewayd.metrics import Metrics
+from gatewayd.settings import Settings, changes
+from gatewayd.settings_table import TABLE
+
+_log = Logger()
+
+
+class Live:
+    """
+    What may change while the process runs.
+
+    `load` reads the settings anew; `widen` makes the stream's duplicate window at least so many seconds and fires with
+    None, or with the reason why it is not.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        settings: Settings,
+        *,
+        load: Callable[[], Loaded],
+        complete: Callable[[Settings], Settings],
+        log: Log,
+        metrics: Metrics,
+        maintenance: Maintenance,
+    ) -> None:
+        self.settings = settings
+        self.warnings = loaded.warnings
+        self.rules: Rules = make_rules(settings)
+        self.widen: Callable[[float], Deferred[str | None]] | None = None
+        self._load = load
+        self._complete = complete
+        self._log = log
+        self._metrics = metrics
+        self._maintenance = maintenance
+        self._know()
+
+    def get_rules(self) -> Rules:
+        """The rules in force."""
+        return self.rules
+
+    async def reload(self) -> None:
+        """Read the settings again and put them in force, or keep the old ones and say why. Never fails."""
+        loaded = self._load()
+        if loaded.settings is None:
+            self._refuse("; ".join(str(problem) for problem in loaded.problems))
+            return
+        fresh = self._complete(loaded.settings)
+        changed = changes(self.settings, fresh)
+        settings = _merge(self.settings, fresh)
+        if settings.duplicate_window_s > self.settings.duplicate_window_s and self.widen is not None:
+            reason = await self.widen(settings.duplicate_window_s)
+            if reason is not None:
+                self._refuse(f"the stream's duplicate window cannot be made longer: {reason}")
+                return
+        self._log.renew_secrets(secret.reveal() for secret in settings.all_secrets())
+        self.rules, self.settings, self.warnings = make_rules(settings), settings, loaded.warnings
+        self._know()
+        self._log.set_level(LEVELS[settings.log_level.lower()])
+        self._maintenance.configure(
+            on=settings.maintenance_mode,
+            until=settings.maintenance_until,
+            retry_after_s=settings.maintenance_retry_after,
+        )
+        self._metrics.reloads.labels("ok").inc()
+        _log.info(
+            "settings reloaded; changed: {changed}; waiting for a restart: {waiting}",
+            event="config.reloaded",
+            changed=", ".join(changed.reloadable) or "nothing",
+            waiting=", ".join(changed.needs_restart) or "nothing",
+        )
+
+    def _know(self) -> None:
+        self._metrics.know((source.name, len(source.keys)) for source in self.rules.sources.values())
+
+    def _refuse(self, reason: str) -> None:
+        self._metrics.reloads.labels("failed").inc()
+        _log.error("settings not reloaded, the old ones stay: {reason}", event="config.reload_refused", reason=reason)
+
+
+def _merge(old: Settings, new: Settings) -> Settings:
+    """The old settings with what may be reloaded of the new: the rest was built into the running parts."""
+    reloadable = {row.field: getattr(new, row.field) for row in TABLE.values() if row.reloadable}
+    return replace(old, **reloadable, sources=new.sources, unconfigured_sources=new.unconfigured_sources)

@@ -1,0 +1,138 @@
+"""
+/healthz, /readyz and /metrics.
+
+Decides who may ask and how often; what is answered is health's and the registry's. Never waits for anything, so that
+the answers hold under any load.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from twisted.internet.interfaces import IReactorTime
+from zope.interface import implementer
+
+from gatewayd.answers import Answers, random_corr_id
+from gatewayd.errors import Refused
+from gatewayd.health import Health
+from gatewayd.http.message import Request, Response
+from gatewayd.ingress.addresses import AddressBuckets, contains
+from gatewayd.ingress.admission import refuse_limited
+from gatewayd.ingress.sources import Rules
+from gatewayd.interfaces import IEventBus, ILeaf
+from gatewayd.times import Monotonic
+
+_METHODS: Final = frozenset({b"GET", b"HEAD"})
+_NOT_ALLOWED: Final = Refused("GW-017", status=405, headers=((b"Allow", b"GET, HEAD"),))
+_PARTS: Final = frozenset({b"", b"part=webhook"})
+
+
+class _Gate:
+    """Who asks, and how often: the same for every probe."""
+
+    def __init__(self, rules: Callable[[], Rules], answers: Answers) -> None:
+        self.rules = rules
+        self.answers = answers
+
+    def refuse(self, request: Request) -> Refused | None:
+        """405 for another method; fills in the client's address."""
+        if request.method not in _METHODS:
+            return _NOT_ALLOWED
+        proxies = self.rules().proxies
+        request.client_ip = proxies.client(request.peer, request.values(b"x-forwarded-for"))
+        return None
+
+
+@implementer(ILeaf)
+class HealthProbe:
+    """/healthz or /readyz (`ready`), limited per address in a bucket of the probes' own."""
+
+    def __init__(
+        self,
+        *,
+        ready: bool,
+        health: Health,
+        bus: IEventBus,
+        rules: Callable[[], Rules],
+        answers: Answers,
+        buckets: AddressBuckets,
+        clock: IReactorTime,
+    ) -> None:
+        self._ready = ready
+        self._health = health
+        self._bus = bus
+        self._gate = _Gate(rules, answers)
+        self._buckets = buckets
+        self._clock = clock
+
+    def begin(self, request: Request) -> Response | int:
+        """See ILeaf."""
+        refused = self._gate.refuse(request) or self._limited(request)
+        return 0 if refused is None else self._gate.answers.refuse(request, refused)
+
+    def _limited(self, request: Request) -> Refused | None:
+        rules = self._gate.rules()
+        if contains(rules.exempt, request.client_ip):
+            return None
+        limited = self._buckets.take(request.client_ip, rules.address_limit, Monotonic(self._clock.seconds()))
+        return None if limited is None else refuse_limited(limited, "probes")
+
+    def answer(self, request: Request) -> Response:
+        """See ILeaf."""
+        bus = self._bus.state
+        if not self._ready:
+            return Response(200, msgspec.json.encode(self._health.alive(bus)), corr_id=random_corr_id())
+        if request.query not in _PARTS:
+            return self._gate.answers.refuse(request, Refused("GW-017", {"parts": ["webhook"]}, status=404))
+        usable, members = self._health.ready(bus)
+        retry = () if usable else ((b"Retry-After", b"1"),)
+        return Response(200 if usable else 503, msgspec.json.encode(members), headers=retry, corr_id=random_corr_id())
+
+
+@implementer(ILeaf)
+class MetricsProbe:
+    """
+    /metrics for those who may read it; for everybody else there is nothing at this path.
+
+    `refresh` sets the gauges that are only looked at for a scrape.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        rules: Callable[[], Rules],
+        answers: Answers,
+        refresh: Callable[[], None],
+    ) -> None:
+        self._registry = registry
+        self._refresh = refresh
+        self._gate = _Gate(rules, answers)
+
+    def begin(self, request: Request) -> Response | int:
+        """See ILeaf."""
+        refused = self._gate.refuse(request)
+        if refused is None and not self._may_read(request):
+            refused = Refused("GW-017", status=404)
+        return 0 if refused is None else self._gate.answers.refuse(request, refused)
+
+    def _may_read(self, request: Request) -> bool:
+        """A proxy that is not trusted could be asking for anybody."""
+        rules = self._gate.rules()
+        believed = rules.proxies.trusted(request.peer, request.values(b"x-forwarded-for"))
+        return believed and contains(rules.metrics_readers, request.client_ip)
+
+    def answer(self, request: Request) -> Response:
+        """See ILeaf."""
+        self._refresh()
+        if b"application/openmetrics-text" in request.headers.get(b"accept", b""):
+            # prometheus_client's OpenMetrics writer carries no annotations.
+            body: bytes = generate_openmetrics(self._registry)  # type: ignore[no-untyped-call]
+            kind = CONTENT_TYPE_LATEST
+        else:
+            body, kind = generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
+        return Response(200, body, kind.encode("ascii"), corr_id=random_corr_id())
