@@ -7,6 +7,7 @@ Decides who is handed what, and the order in which parts start and stop. Never d
 # Twisted's services carry no annotations.
 # mypy: disable-error-code="no-untyped-call"
 
+import gc
 import os
 import shutil
 import signal
@@ -127,7 +128,6 @@ def build(loaded: Loaded, reactor: Any, event_loop: Any, *, load: Callable[[], L
         environ=world.environ,
         path=log_file,
         level=LEVELS[settings.log_level.lower()],
-        secrets=[secret.reveal() for secret in settings.all_secrets()],
     )
     ending = Ending(reactor, log.writer.flush)
     notifier = Notifier(world.environ)
@@ -137,7 +137,7 @@ def build(loaded: Loaded, reactor: Any, event_loop: Any, *, load: Callable[[], L
         reactor,
         ending,
         stop_budget_s=settings.gateway_shutdown_timeout,
-        started=lambda: notifier.ready(core.status()),
+        started=partial(_started, core, notifier),
     )
     root.observer = log.observer
     services = [
@@ -188,6 +188,7 @@ class Core:
             settings,
             load=load,
             complete=complete_settings,
+            other_secrets=() if embedded is None else (embedded.password.encode("ascii"),),
             log=log,
             metrics=self.metrics,
             maintenance=self.maintenance,
@@ -435,6 +436,13 @@ class Core:
         response = self.answers.refuse(request, Refused("GW-016"))
         _log.failure("a request failed", failure, event="request.failed", corr_id=response.corr_id)
         return response
+
+
+def _started(core: "Core", notifier: Notifier) -> None:
+    """Everything is up. What was made until now stays: the collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+    notifier.ready(core.status())
 
 
 def complete_settings(settings: Settings) -> Settings:

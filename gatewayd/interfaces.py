@@ -87,7 +87,7 @@ class IEventBus(Interface):
         Write the messages in one go, in order, and wait for every acknowledgement: one outcome for all of them.
 
         Messages of one process are written in the order of the calls. Unpublished says nothing about what is stored,
-        except for BUFFER (nothing was written). Not cancellable once called: cancelling releases the caller only.
+        except for BUFFER (nothing was written). Cancelling the Deferred does nothing.
         """
 
     def read(sequence: int, msg_id: bytes) -> Deferred[Stored | Unpublished | None]:

@@ -5,7 +5,7 @@ Decides that a reload takes everything or nothing, and says in one line what cam
 reloaded (the settings' table does).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from twisted.internet.defer import Deferred
@@ -26,8 +26,9 @@ class Live:
     """
     What may change while the process runs.
 
-    `load` reads the settings anew; `widen` makes the stream's duplicate window at least so many seconds and fires with
-    None, or with the reason why it is not.
+    `load` reads the settings anew, `complete` adds what development mode makes; `other_secrets` are to be kept out of
+    the log beside those of the settings; `widen` makes the stream's duplicate window at least so many seconds and fires
+    with None, or with the reason why it is not.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Live:
         *,
         load: Callable[[], Loaded],
         complete: Callable[[Settings], Settings],
+        other_secrets: Iterable[bytes],
         log: Log,
         metrics: Metrics,
         maintenance: Maintenance,
@@ -47,10 +49,15 @@ class Live:
         self.widen: Callable[[float], Deferred[str | None]] | None = None
         self._load = load
         self._complete = complete
+        self._other_secrets = tuple(other_secrets)
         self._log = log
         self._metrics = metrics
         self._maintenance = maintenance
         self._know()
+        for warning in loaded.warnings:
+            _log.warn("{warning}", event="config.warning", warning=warning)
+        for note in loaded.notes:
+            _log.info("{note}", event="config.note", note=note)
 
     def get_rules(self) -> Rules:
         """The rules in force."""
@@ -70,7 +77,6 @@ class Live:
             if reason is not None:
                 self._refuse(f"the stream's duplicate window cannot be made longer: {reason}")
                 return
-        self._log.renew_secrets(secret.reveal() for secret in settings.all_secrets())
         self.rules, self.settings, self.warnings = make_rules(settings), settings, loaded.warnings
         self._know()
         self._log.set_level(LEVELS[settings.log_level.lower()])
@@ -88,6 +94,9 @@ class Live:
         )
 
     def _know(self) -> None:
+        """Tell the log what it must not show, and the metrics which sources and secrets there are."""
+        known = [secret.reveal() for secret in self.settings.all_secrets()]
+        self._log.renew_secrets([*known, *self._other_secrets])
         self._metrics.know((source.name, len(source.keys)) for source in self.rules.sources.values())
 
     def _refuse(self, reason: str) -> None:

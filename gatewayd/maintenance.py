@@ -60,6 +60,8 @@ class Maintenance:
 
     def window(self) -> Window | None:
         """The window that is open now; None when there is none."""
+        if not self._on and not self._file_on:
+            return None
         now = self._wall()
         for on, until in ((self._file_on, self._file), (self._on, self._until)):
             if on and (until is None or until > now):

@@ -127,7 +127,7 @@ def switch() -> Kind:
 
 # int() and float() would take signs, underscores, Arabic digits, "nan" and "1e999"; none of them is meant here.
 _WHOLE: Final = re.compile(r"\d{1,18}", re.ASCII)
-_NUMBER: Final = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)([A-Za-z]*)", re.ASCII)
+_NUMBER: Final = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)([A-Za-z]*)", re.ASCII)
 
 
 def whole(low: int, high: int, word: str = "") -> Kind:
@@ -221,7 +221,7 @@ def size_bytes(low: int, high: int) -> Kind:
         unit = None if found is None else _BYTES.get(found[2])
         if found is None or unit is None:
             return Wrong()
-        size = int(float(found[1]) * unit)
+        size = int(float(found[1]) * unit) if "." in found[1] else int(found[1]) * unit  # a float has 53 bits
         return size if low <= size <= high else Wrong()
 
     return Kind(
@@ -411,6 +411,15 @@ _SERVER: Final = re.compile(rf"(?:(nats|tls)://)?(?:({_LOGIN})@)?({_HOST})(?::(\
 NATS_PORT: Final = 4222
 
 
+def _is_utf8(value: bytes) -> bool:
+    # NATS' CONNECT is JSON, which other bytes cannot stand in.
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _server(text: str) -> Server | None:
     parts = _SERVER.fullmatch(text)
     if parts is None or not 1 <= int(parts[4] or NATS_PORT) <= 65535:
@@ -419,11 +428,10 @@ def _server(text: str) -> Server | None:
     if parts[2] is None:
         return Server(url)
     user, colon, password = parts[2].partition(":")
-    if not colon:
-        return Server(url, token=Secret(unquote_to_bytes(user)))
-    if not user or not password:
+    secret = unquote_to_bytes(password if colon else user)
+    if not user or not secret or not _is_utf8(secret):
         return None
-    return Server(url, unquote(user), Secret(unquote_to_bytes(password)))
+    return Server(url, unquote(user), Secret(secret)) if colon else Server(url, token=Secret(secret))
 
 
 def servers() -> Kind:
@@ -467,10 +475,11 @@ def secret_list() -> Kind:
 
 
 def secret(allowed: str, pattern: str = r"[^\0\r\n]+") -> Kind:
-    """One secret of that form: a Secret."""
+    """One secret of that form, UTF-8: a Secret."""
     form = re.compile(pattern)
 
     def parse(items: tuple[str, ...]) -> object:
-        return Secret(items[0].encode("utf-8", "surrogateescape")) if form.fullmatch(items[0]) else Wrong()
+        value = items[0].encode("utf-8", "surrogateescape")
+        return Secret(value) if form.fullmatch(items[0]) and _is_utf8(value) else Wrong()
 
     return Kind(allowed, parse, lambda value: "" if value is None else show_secrets([value]), private=bool)

@@ -49,6 +49,8 @@ class Options(usage.Options):
             from gatewayd.config import describe
 
             print(describe(loaded))  # noqa: T201 - what was asked for
+            for warning in loaded.warnings:
+                print(f"gatewayd: warning: {warning}", file=sys.stderr)  # noqa: T201
             raise SystemExit(0)
         self["loaded"] = loaded
 
@@ -57,13 +59,14 @@ def load_settings(path: Path | None, *, check: bool = False) -> "Loaded":
     """The settings of this process, from its environment and the file at `path`."""
     from gatewayd.config import Facts, load
 
+    environ = dict(os.environ)
     # It would crash or slow prometheus_client, which looks for it when it is imported.
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     # The limit on open files is raised to what the process may have.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return load(os.environ, path, Path.read_bytes, facts=Facts(descriptors=hard), strict=check)
+    return load(environ, path, Path.read_bytes, facts=Facts(descriptors=hard), strict=check)
 
 
 def install_reactor() -> "AbstractEventLoop":

@@ -7,7 +7,6 @@ and their two types keep the one from being used for the other.
 """
 
 import re
-from calendar import timegm
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import NewType
@@ -23,10 +22,10 @@ BODY_FRACTION_DIGITS = 9
 
 # ASCII digits only (re.ASCII): int() and float() would take Arabic digits, underscores, signs and blanks.
 _RFC3339 = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:([Zz])|([+-])(\d\d):(\d\d))", re.ASCII
+    r"(\d{4}-\d\d-\d\d)[Tt]((?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d)(?:\.(\d+))?(?:([Zz])|([+-])(\d\d):(\d\d))", re.ASCII
 )
 _EPOCH = re.compile(r"\d{1,11}", re.ASCII)
-_DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+_FIRST, _END = 0.0, 253370764800.0  # 1970-01-01 and 9999-01-01: what lies outside is no time of an event
 _LARGEST_OFFSET_S = 14 * 3600  # no zone of the world is further from UTC
 
 
@@ -39,24 +38,23 @@ def parse_rfc3339(text: str, fraction_digits: int = BODY_FRACTION_DIGITS) -> Wal
     found = _RFC3339.fullmatch(text)
     if found is None:
         return None
-    year, month, day, hour, minute, second = (int(found[i]) for i in range(1, 7))
-    if not 1970 <= year <= 9998 or not 1 <= month <= 12 or hour > 23 or minute > 59 or second > 59:
-        return None
-    leap = month == 2 and year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
-    if not 1 <= day <= _DAYS[month - 1] + leap:
-        return None
-    fraction = found[7]
+    day, clock, fraction, zone, sign, offset_hour, offset_minute = found.groups()
     if fraction is not None and len(fraction) > fraction_digits:
         return None
-    instant = float(timegm((year, month, day, hour, minute, second)))
+    try:
+        # The standard library's parser, on nothing but the form that was just checked: it knows the calendar.
+        instant = datetime.fromisoformat(f"{day}T{clock}+00:00").timestamp()
+    except ValueError:
+        return None
+    if not _FIRST <= instant < _END:
+        return None
     if fraction is not None:
         instant += int(fraction) / 10 ** len(fraction)
-    if found[9] is not None:
-        offset_minute = int(found[11])
-        offset = int(found[10]) * 3600 + offset_minute * 60
-        if offset_minute > 59 or offset > _LARGEST_OFFSET_S:
+    if zone is None:
+        offset = int(offset_hour) * 3600 + int(offset_minute) * 60
+        if int(offset_minute) > 59 or offset > _LARGEST_OFFSET_S:
             return None
-        instant += -offset if found[9] == "+" else offset
+        instant += -offset if sign == "+" else offset
     return Wall(instant)
 
 

@@ -1,120 +1,58 @@
-"""A NatsBus on a real server, its stream, and what is in it: what wire tests of the bus begin with."""
+"""The stream as the official client sees it."""
 
 import asyncio
-import json
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from twisted.internet import task
-from twisted.internet.defer import Deferred
+import nats
+from nats.js.api import ConsumerConfig, DeliverPolicy
 
-from gatewayd.aio import Loop
-from gatewayd.bus.client import NatsSettings
-from gatewayd.bus.nats import NatsBus
-from gatewayd.bus.publication import BusState, Message, Unpublished
-from gatewayd.times import Wall
-from tests.fakes.counts import Counts
-from tests.servers import NatsServer
-
-STREAM = "trading-events"
+T = TypeVar("T")
 
 
-def reactor_clock() -> Any:
-    """The running reactor; imported late, so that collecting tests installs none."""
-    from twisted.internet import reactor
+@dataclass(frozen=True)
+class Read:
+    """One message that was read back."""
 
-    return reactor
-
-
-def reactor_loop() -> asyncio.AbstractEventLoop:
-    """The event loop that the running reactor was installed with."""
-    loop: asyncio.AbstractEventLoop = reactor_clock()._asyncioEventloop
-    return loop
+    sequence: int
+    subject: str
+    headers: dict[str, str]
+    data: bytes
 
 
-def pause(seconds: float) -> Deferred[None]:
-    """Let the reactor run for a while."""
-    return task.deferLater(reactor_clock(), seconds, lambda: None)
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run it on an event loop of its own, in a thread: the tests' own loop is running."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
 
 
-async def until(condition: Callable[[], object], within_s: float = 5.0, what: str = "") -> float:
-    """Wait until the condition holds and say how long it took; AssertionError when it does not in time."""
-    began = time.monotonic()
-    while not condition():
-        taken_s = time.monotonic() - began
-        assert taken_s < within_s, f"not within {within_s} s: {what or condition}"
-        await pause(0.01)
-    return time.monotonic() - began
-
-
-def message(msg_id: str, subject: str = "signals.raw", body: bytes = b"{}", facts: str = "") -> Message:
-    """One message with an id, and `Gw-Facts` when they are given."""
-    lines = f"Nats-Msg-Id: {msg_id}\r\n" + (f"Gw-Facts: {facts}\r\n" if facts else "")
-    return Message(subject.encode(), lines.encode(), body)
-
-
-def pair(msg_id: str, body: bytes = b"{}") -> list[Message]:
-    """A raw and a normalised message with ids of their own."""
-    return [message(f"{msg_id}:raw", body=body), message(f"{msg_id}:norm", "signals.normalized", body)]
-
-
-async def create_stream(bus: NatsBus, **members: object) -> dict[str, Any]:
-    """Create the stream as gatewayd would, but for `members`."""
-    config = {
-        "name": STREAM,
-        "subjects": ["signals.>", "dlq.>"],
-        "discard": "new",
-        "duplicate_window": 600 * 10**9,
-        "allow_direct": True,
-        "storage": "file",
-        **members,
-    }
-    return await call(bus, f"$JS.API.STREAM.CREATE.{STREAM}", config)
-
-
-async def call(bus: NatsBus, subject: str, members: dict[str, Any]) -> dict[str, Any]:
-    """One call of the JetStream API that must succeed."""
-    answer = await bus.request(subject, json.dumps(members).encode() if members else b"", 5.0)
-    assert not isinstance(answer, Unpublished), answer
-    read: dict[str, Any] = json.loads(answer)
-    assert "error" not in read, read
-    return read
-
-
-async def stored_ids(bus: NatsBus) -> list[str]:
-    """The Nats-Msg-Id of every message in the stream, in order."""
-    ids: list[str] = []
-    done = await bus.tail(">", lambda _, headers, __, ___: ids.append(headers.get("Nats-Msg-Id", "")))
-    assert not isinstance(done, Unpublished), done
-    assert done.count == len(ids)
-    return ids
-
-
-@asynccontextmanager
-async def connected_bus(
-    *servers: NatsServer | str, counts: Counts | None = None, wait: bool = True, alone: bool = True, **settings: Any
-) -> AsyncIterator[NatsBus]:
-    """
-    A started NatsBus, stopped at the end; with `wait` it is connected.
-
-    Nothing of it may be left afterwards; `alone` is False for one inside another, whose tasks come and go.
-    """
-    loop = Loop(reactor_loop())
-    urls = tuple(server if isinstance(server, str) else server.url for server in servers)
-    bus = NatsBus(
-        NatsSettings(urls, STREAM, **settings), loop, reactor_clock(), lambda: Wall(time.time()), counts or Counts()
-    )
-    before = asyncio.all_tasks(reactor_loop())
-    await bus.start()
+async def _read(url: str, stream: str, options: dict[str, Any]) -> list[Read]:
+    client = await nats.connect(url, **options)
     try:
-        if wait:
-            await until(lambda: bus.state is not BusState.DISCONNECTED, what="the bus connects")
-        yield bus
+        stream_context = client.jetstream()
+        info = await stream_context.stream_info(stream)
+        found: list[Read] = []
+        if not info.state.messages:
+            return found
+        subscription = await stream_context.subscribe(
+            ">",
+            stream=stream,
+            ordered_consumer=True,
+            config=ConsumerConfig(deliver_policy=DeliverPolicy.ALL),
+            pending_msgs_limit=10_000_000,
+            pending_bytes_limit=2**31,
+        )
+        while not found or found[-1].sequence < info.state.last_seq:
+            message = await subscription.next_msg(timeout=10)
+            place = message.metadata.sequence.stream
+            found.append(Read(place, message.subject, dict(message.headers or {}), message.data))
+        return found
     finally:
-        await bus.stop(0.0)
-        await loop.stop(generators=False)
-        if alone:
-            await until(lambda: not asyncio.all_tasks(reactor_loop()) - before, 1.0, "no task is left")
-        assert loop.errors == 0
+        await client.close()
+
+
+def read_stream(url: str, stream: str = "trading-events", **options: Any) -> list[Read]:
+    """Every message of the stream, in order."""
+    return run(_read(url, stream, options))

@@ -135,6 +135,9 @@ class Listener(Protocol):
     def failed(self, server: Server, error: str) -> None:
         """An attempt to connect failed."""
 
+    def warned(self, error: str) -> None:
+        """The server or the driver complained; the connection goes on."""
+
     def answered(self, token: str, headers: Mapping[str, str] | None, body: bytes) -> None:
         """A message arrived at the inbox with this last part."""
 
@@ -221,7 +224,7 @@ class Client:
         """Be done with this connection: say so once, and free its socket whatever the server does."""
         if self.gone.is_set():
             return
-        self.last_error = self.last_error or error
+        self.last_error = error
         self.gone.set()
         self.abort()
         if self._ready:
@@ -294,9 +297,13 @@ class Client:
 
     async def _error(self, error: Exception) -> None:
         """Whatever nats-py reports. An error at the end of the connection is said while it still calls it connected."""
-        self.last_error = describe(error)
+        text = describe(error)
         if isinstance(error, OSError | nats.errors.UnexpectedEOF | nats.errors.StaleConnectionError):
-            self.lose(self.last_error)
+            self.lose(text)
+        elif self._ready:
+            self._listener.warned(text)
+        else:
+            self.last_error = text
 
     async def _ended(self) -> None:
         error = self._nats.last_error

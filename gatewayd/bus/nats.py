@@ -28,6 +28,7 @@ from gatewayd.bus.lane import BusCounters, Lane
 from gatewayd.bus.publication import BusState, Cause, Message, Published, Stored, Unpublished
 from gatewayd.bus.requests import NO_RESPONDERS, Answer, Reply, Requests
 from gatewayd.bus.tail import ReadBack, Seen, ends_slice, read_back
+from gatewayd.committed import Committed
 from gatewayd.interfaces import IEventBus
 from gatewayd.times import Wall, parse_rfc3339
 
@@ -113,6 +114,7 @@ class NatsBus:
         self._connection_error = ""
         self._connection_lines = Seldom()
         self._publish_lines = Seldom()
+        self._warning_lines = Seldom()
         self._failures_said = 0
 
     # IEventBus
@@ -156,7 +158,7 @@ class NatsBus:
         """See IEventBus. Publications of one turn of the loop leave in one write."""
         if self._stopping:
             return succeed(Unpublished(Cause.DISCONNECTED, "stopping"))
-        deferred: Deferred[Published | Unpublished] = Deferred()
+        deferred: Committed[Published | Unpublished] = Committed()
         refused = self._lane.publish(messages, self._clock.seconds(), deferred.callback)
         if refused is not None:
             return succeed(refused)
@@ -325,10 +327,16 @@ class NatsBus:
         self._say("Cannot connect to NATS at {server}: {error}", error, "nats_connect_failed", server.address)
         self._come()
 
+    def warned(self, error: str) -> None:
+        """The server complained of one thing, a permission for example; the publications it concerns time out."""
+        left_out = self._warning_lines.passes(self._clock.seconds())
+        if left_out is not None:
+            _log.warn("NATS says: {error}", error=error, left_out=left_out, event="nats_error")
+
     def answered(self, token: str, headers: Mapping[str, str] | None, body: bytes) -> None:
         """A message came to the inbox: an acknowledgement, or the answer to a request."""
         try:
-            if token.isdigit():
+            if token.isdecimal():
                 self._lane.answer(token, headers, body, self._clock.seconds())
             else:
                 self._requests.answer(token, headers, body)

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
+
 from gatewayd.times import Wall
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, gc=False):
     """
     One message to store. `headers` is the encoded block of header lines, each ending in CR LF, `Nats-Msg-Id` among
     them, without the leading version line and the closing empty line. Nothing in it comes from a client unchecked.
@@ -23,16 +24,14 @@ class Message:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(msgspec.Struct, frozen=True, gc=False):
     """JetStream's acknowledgement: the sequence of the stored message, and whether its id was known already."""
 
     sequence: int
     duplicate: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(msgspec.Struct, frozen=True, gc=False):
     """Every message of one publication is in the stream; one Ack for each, in the order given."""
 
     acks: tuple[Ack, ...]

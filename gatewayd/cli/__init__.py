@@ -10,12 +10,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Final, NoReturn
 
 import click
+from click.shell_completion import shell_complete
 
 from gatewayd import __version__
-from gatewayd.cli.console import EXIT_CODES, Code, Failed, Surroundings, note
+from gatewayd.cli.console import COMPLETION_VARIABLE, EXIT_CODES, PROGRAM, Code, Failed, Surroundings, note
 
 # Name -> module, and what --help says of it: the help of all of them needs none of their modules.
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
@@ -64,23 +66,27 @@ def commands() -> None:
 
 def main() -> NoReturn:
     """The console script."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError):  # not a text file of Python's own
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for the rest of the process
+        getattr(sys, name).reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:], Surroundings.of_this_process()))
 
 
 def run(arguments: Sequence[str], surroundings: Surroundings) -> int:
     """One command line; returns its exit code. Nothing is raised, and no traceback is shown."""
+    instruction = surroundings.environ.get(COMPLETION_VARIABLE)
     try:
-        code = commands.main(list(arguments), prog_name="gatewayctl", standalone_mode=False, obj=surroundings)
+        if instruction:
+            return shell_complete(commands, {}, PROGRAM, COMPLETION_VARIABLE, instruction)
+        code = commands.main(list(arguments), prog_name=PROGRAM, standalone_mode=False, obj=surroundings)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         note(error.format_message())
         return Code.WRONG
     except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx is not None else "gatewayctl"
-        note(f"{path}: {one_line(error.format_message())}; see `{path} --help`")
+        path = error.ctx.command_path if error.ctx is not None else PROGRAM
+        note(f"{path}: {one_line(error.format_message()).rstrip('.')}; see `{path} --help`")
         return Code.WRONG
     except Failed as error:
         for line in error.lines:
@@ -88,7 +94,7 @@ def run(arguments: Sequence[str], surroundings: Surroundings) -> int:
         return error.code
     except (click.Abort, KeyboardInterrupt):
         return Code.INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # click makes the one into the other
         _drop_output()
         return Code.READER_LEFT
     except OSError as error:

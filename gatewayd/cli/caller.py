@@ -4,11 +4,12 @@ One HTTP client connection for test webhooks, on the standard library.
 Decides where a webhook goes, and what an answer or its absence says. Never decides whether a request is sent again.
 """
 
+import select
 import ssl
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 from gatewayd import __version__
@@ -33,19 +34,20 @@ class Target:
 
 def parse_target(url: str, source: str) -> Target:
     """The address of the source's webhook at a gateway's URL; a URL with a path is taken as it is."""
+    form = "--url: http://host:port or https://host:port, with or without the webhook's path"
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        host, port = None, None
-        parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not host or parts.username is not None or not url.isascii():
-        raise Failed(Code.WRONG, "--url: http://host:port or https://host:port, with or without the webhook's path")
-    path = parts.path if parts.path.strip("/") else f"/webhook/{source}"
-    if any(mark <= " " or mark == "\x7f" for mark in path + parts.query):
-        raise Failed(Code.WRONG, "--url: a path without blanks")
+        raise Failed(Code.WRONG, form) from None
+    # Neither a blank nor a control character can be sent, and urlsplit() drops some of them silently.
+    sendable = all("!" <= mark <= "~" for mark in url)
+    if parts.scheme not in ("http", "https") or not host or parts.username is not None or not sendable:
+        raise Failed(Code.WRONG, form)
     secure = parts.scheme == "https"
-    return Target(secure, host, port or (443 if secure else 80), path + (f"?{parts.query}" if parts.query else ""))
+    path = parts.path if parts.path.strip("/") else f"/webhook/{source}"
+    query = f"?{parts.query}" if parts.query else ""
+    return Target(secure, host, port if port is not None else (443 if secure else 80), path + query)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class Caller:
         self._context = _context(ca) if target.secure else None
         self._connection: HTTPConnection | None = None
 
-    def __enter__(self) -> "Caller":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -101,31 +103,21 @@ class Caller:
             self._connection = None
 
     def post(self, body: bytes, headers: dict[str, str]) -> Answer | Unreached:
-        """
-        One exchange. A kept connection that turns out to be closed is replaced once: the server closed it before it
-        read anything, or it did not, and then the gateway knows the very same request by its nonce and body.
-        """
-        kept = self._connection is not None
-        result = self._exchange(body, headers)
-        if kept and isinstance(result, Unreached):
-            result = self._exchange(body, headers)
-        return result
-
-    def _exchange(self, body: bytes, headers: dict[str, str]) -> Answer | Unreached:
+        """One exchange, on the kept connection unless the server has closed it meanwhile."""
+        if self._connection is not None and _is_stale(self._connection):
+            self.close()
         connection = self._connection
         if connection is None:
             connection = self._connection = self._open()
         try:
-            connection.request(
-                "POST", self._target.path, body, {**headers, "User-Agent": f"gatewayctl/{__version__}"}
-            )
+            connection.request("POST", self._target.path, body, {**headers, "User-Agent": f"gatewayctl/{__version__}"})
             response = connection.getresponse()
             content = response.read(_MAX_ANSWER_BYTES)
         except (OSError, HTTPException) as error:
             self.close()
             return Unreached(f"{self._target}: {_describe(error)}")
         if not response.isclosed():
-            self.close()  # more came than is read of an answer
+            self.close()  # the answer is longer than what is read of one
         members = json_or_none(content)
         retry_after = (response.headers.get("Retry-After") or "").strip()
         wait_s = float(retry_after) if retry_after.isascii() and retry_after.isdigit() else None
@@ -136,6 +128,11 @@ class Caller:
         if self._context is not None:
             return HTTPSConnection(target.host, target.port, timeout=self._timeout_s, context=self._context)
         return HTTPConnection(target.host, target.port, timeout=self._timeout_s)
+
+
+def _is_stale(connection: HTTPConnection) -> bool:
+    """True when bytes or the end wait to be read although nothing was asked: the server closed the connection."""
+    return connection.sock is not None and bool(select.select([connection.sock], [], [], 0)[0])
 
 
 def _context(ca: str | None) -> ssl.SSLContext:

@@ -19,6 +19,9 @@ import click
 
 from gatewayd.times import Wall
 
+PROGRAM: Final = "gatewayctl"
+COMPLETION_VARIABLE: Final = "_GATEWAYCTL_COMPLETE"
+
 
 class Code(IntEnum):
     """How a command ends."""
@@ -91,7 +94,7 @@ def show_json(value: object) -> None:
     click.echo(json.dumps(value, separators=(",", ":")))
 
 
-def show_as(as_json: bool, value: object, lines: Iterable[str]) -> None:  # noqa: FBT001
+def show_as(as_json: bool, value: object, lines: Iterable[str]) -> None:
     """The value as JSON, or the lines as text."""
     if as_json:
         show_json(value)

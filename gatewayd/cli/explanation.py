@@ -19,14 +19,14 @@ _CODE: Final = re.compile(r"(?:gw-?)?0*(\d{1,3})", re.ASCII | re.IGNORECASE)
 @click.command()
 @click.argument("code", required=False)
 @json_option
-def explain(code: str | None, as_json: bool) -> None:  # noqa: FBT001
+def explain(code: str | None, as_json: bool) -> None:
     """
     Say what CODE (GW-005, gw-5, 5 or nats_unavailable) means, what causes it and what to do.
 
     Without CODE, list every code.
     """
     if code is None:
-        lines = (f"{row.code}  {statuses(row):<27}  {row.slug:<22}  {row.message}" for row in TABLE.values())
+        lines = (f"{row.code}  {statuses(row):<33}  {row.slug:<22}  {row.message}" for row in TABLE.values())
         show_as(as_json, [members(row) for row in TABLE.values()], lines)
         return
     row = find(code)

@@ -54,12 +54,13 @@ def maintenance() -> None:
 @click.pass_obj
 def on(
     surroundings: Surroundings,
+    *,
     until: str | None,
     lasting: str | None,
     reason: str | None,
     state_directory: Path | None,
     config_file: Path | None,
-    as_json: bool,  # noqa: FBT001
+    as_json: bool,
 ) -> None:
     """
     Answer every webhook 503 GW-011, until `maintenance off` or the end given here.
@@ -85,7 +86,7 @@ def off(
     surroundings: Surroundings,
     state_directory: Path | None,
     config_file: Path | None,
-    as_json: bool,  # noqa: FBT001
+    as_json: bool,
 ) -> None:
     """Take webhooks again within a second."""
     place = _Place.find(surroundings, state_directory, config_file)
@@ -103,7 +104,7 @@ def status(
     surroundings: Surroundings,
     state_directory: Path | None,
     config_file: Path | None,
-    as_json: bool,  # noqa: FBT001
+    as_json: bool,
 ) -> None:
     """Say whether maintenance is on, by the file and by the settings of this environment."""
     _report(_Place.find(surroundings, state_directory, config_file), surroundings, as_json=as_json)
@@ -224,7 +225,11 @@ def _report(place: _Place, surroundings: Surroundings, *, as_json: bool) -> None
         wait_s = max(1, -int(-window.retry_after_s // 1))
         end = window.text or "until it is switched off"
         value |= {"until": None if window.until is None else format_wall(window.until), "retry_after_s": wait_s}
-        value |= {"by": "file" if by_file else "settings", "since": members.get("since"), "reason": members.get("reason")}
+        value |= {
+            "by": "file" if by_file else "settings",
+            "since": members.get("since"),
+            "reason": members.get("reason"),
+        }
         lines = [
             f"maintenance is on, {end} ({place.file if by_file else 'MAINTENANCE_MODE'})",
             f"clients get: HTTP 503, GW-011 maintenance_mode, Retry-After: {wait_s}",

@@ -30,9 +30,11 @@ def secret() -> None:
     show_default=True,
     help="How many random bytes.",
 )
-@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Write it there (mode 0600), print nothing.")
+@click.option(
+    "--out", metavar="FILE", type=click.Path(path_type=Path), help="Write it there (mode 0600), print nothing."
+)
 @json_option
-def new(size: int, out: Path | None, as_json: bool) -> None:  # noqa: FBT001
+def new(size: int, out: Path | None, as_json: bool) -> None:
     """
     Print a new secret of N random bytes, in letters, digits, - and _.
 

@@ -6,6 +6,7 @@ answered for certain goes out again with the same body and key and a fresh time 
 body or key, so it cannot double. Never sends two requests at once.
 """
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,10 +17,10 @@ from typing import Any, Final
 import click
 import msgspec
 
-from gatewayd.cli.caller import Answer, Caller, Target, Unreached, parse_target
+from gatewayd.cli.caller import Answer, Caller, Unreached, parse_target
 from gatewayd.cli.console import Code, Failed, Surroundings, json_option, note, plain, show_as
 from gatewayd.cli.signing import SCHEMES, make_headers
-from gatewayd.cli.situation import SecretChoice, find_secret, read_body, secret_options
+from gatewayd.cli.situation import SecretChoice, complete_file, find_secret, read_body, secret_options
 from gatewayd.errors import TABLE
 from gatewayd.times import format_wall
 
@@ -33,9 +34,11 @@ _PROGRESS_EVERY_S: Final = 0.1
 
 
 @click.command()
-@click.argument("file", required=False)
+@click.argument("file", required=False, shell_complete=complete_file)
 @click.option("--data", metavar="TEXT", help="The body itself, instead of FILE.")
-@click.option("--url", metavar="URL", help="The gateway, or a whole webhook address.  [default: http://127.0.0.1:$PORT]")
+@click.option(
+    "--url", metavar="URL", help="The gateway, or a whole webhook address.  [default: http://127.0.0.1:$PORT]"
+)
 @click.option("--source", metavar="NAME", default="test", show_default=True, help="Who sends.")
 @secret_options
 @click.option("--scheme", type=click.Choice(SCHEMES), default="v1", show_default=True, help="How to sign.")
@@ -62,28 +65,15 @@ _PROGRESS_EVERY_S: Final = 0.1
     show_default=True,
     help="Seconds to wait for an answer.",
 )
-@click.option("--ca", metavar="FILE", help="For https: PEM certificates to trust, instead of the system's.")
+@click.option(
+    "--ca",
+    metavar="FILE",
+    shell_complete=complete_file,
+    help="For https: PEM certificates to trust, instead of the system's.",
+)
 @json_option
 @click.pass_obj
-def send(
-    surroundings: Surroundings,
-    file: str | None,
-    data: str | None,
-    url: str | None,
-    source: str,
-    secret_file: str | None,
-    number: int,
-    config_file: Path | None,
-    scheme: str,
-    idempotency_key: str | None,
-    instrument: str,
-    count: int,
-    rate: float | None,
-    retries: int,
-    timeout_s: float,
-    ca: str | None,
-    as_json: bool,  # noqa: FBT001
-) -> int:
+def send(surroundings: Surroundings, /, **given: Any) -> int:
     """
     Send a signed test webhook, or --count of them, and say what became of each.
 
@@ -92,26 +82,54 @@ def send(
 
     Exit code 0 when every signal was answered 202, 1 when one was refused, 3 when the gateway could not be reached.
     """
-    body = read_body(surroundings, file, data)
-    secret = find_secret(surroundings.environ, SecretChoice(source, secret_file, number, config_file)).reveal()
-    target = parse_target(url or f"http://127.0.0.1:{_port(surroundings)}", source)
+    return _send(surroundings, _Options(**given))
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """What the command line says, by the names of its options."""
+
+    file: str | None
+    data: str | None
+    url: str | None
+    source: str
+    secret_file: str | None
+    number: int
+    config_file: Path | None
+    scheme: str
+    idempotency_key: str | None
+    instrument: str
+    count: int
+    rate: float | None
+    retries: int
+    timeout_s: float
+    ca: str | None
+    as_json: bool
+
+
+def _send(surroundings: Surroundings, options: _Options) -> int:
+    body = read_body(surroundings, options.file, options.data)
+    choice = SecretChoice(options.source, options.secret_file, options.number, options.config_file)
+    secret = find_secret(surroundings.environ, choice).reveal()
+    target = parse_target(options.url or f"http://127.0.0.1:{_port(surroundings)}", options.source)
 
     def stamp(signal: bytes) -> dict[str, str]:
-        now = format_wall(surroundings.wall())
-        nonce = surroundings.nonce()
-        return make_headers(secret, scheme, signal, timestamp=now, nonce=nonce, key=idempotency_key)
+        now, nonce = format_wall(surroundings.wall()), surroundings.nonce()
+        return make_headers(secret, options.scheme, signal, timestamp=now, nonce=nonce, key=options.idempotency_key)
 
     stamp(b"")  # a key of a wrong form is refused before anything is sent
     run = surroundings.nonce()[:8]
-    bodies = (body if body is not None else make_signal(source, instrument, f"{run}-{n}", surroundings) for n in range(count))
-    with Caller(target, timeout_s, ca) as caller:
-        sender = Sender(caller.post, stamp, retries, surroundings)
+    bodies = (
+        body if body is not None else make_signal(options.source, options.instrument, f"{run}-{number}", surroundings)
+        for number in range(1, options.count + 1)
+    )
+    with Caller(target, options.timeout_s, options.ca) as caller:
+        progress = _Progress(options.count, surroundings.monotonic)
+        sender = Sender(caller.post, stamp, options.retries, surroundings, progress.say)
         try:
-            _send_all(sender, bodies, count, rate, surroundings)
-        except KeyboardInterrupt:
-            _report(sender.tally, as_json=as_json)
-            raise
-    _report(sender.tally, as_json=as_json)
+            _send_all(sender, bodies, options.rate, progress, surroundings)
+        finally:  # after Ctrl-C too
+            _report(sender.tally, as_json=options.as_json)
     if sender.tally.refused:
         return Code.NOT_IN_ORDER
     return Code.UNREACHABLE if sender.tally.unreached else Code.OK
@@ -170,7 +188,10 @@ def percentile(values: list[float], share: float) -> float:
 
 
 class Sender:
-    """Sends one signal after another; `post` is one HTTP exchange, `stamp` makes the headers of one attempt."""
+    """
+    Sends one signal after another. `post` is one HTTP exchange, `stamp` makes the headers of one attempt, `say` tells
+    people why something is sent again.
+    """
 
     def __init__(
         self,
@@ -178,12 +199,14 @@ class Sender:
         stamp: Callable[[bytes], dict[str, str]],
         retries: int,
         surroundings: Surroundings,
+        say: Callable[[str], None],
     ) -> None:
         self.tally = Tally()
         self._post = post
         self._stamp = stamp
         self._retries = retries
         self._surroundings = surroundings
+        self._say = say
 
     def send(self, body: bytes) -> bool:
         """One signal to its outcome; False when the gateway could not be reached for it."""
@@ -194,12 +217,12 @@ class Sender:
             wait_s = self._wait(answer, attempt)
             if wait_s is None or attempt == self._retries:
                 break
-            note(f"gatewayctl: {answer.text}; sent again in {wait_s:g} s")
+            self._say(f"gatewayctl: {answer.text}; sent again in {wait_s:g} s")
             self.tally.retries += 1
             self._surroundings.sleep(wait_s)
         if isinstance(answer, Unreached):
             self.tally.unreached += 1
-            note(f"gatewayctl: {answer.text}")
+            self._say(f"gatewayctl: {answer.text}")
             return False
         self.tally.count(answer, took_s)
         return True
@@ -216,11 +239,10 @@ class Sender:
 
 
 def _send_all(
-    sender: Sender, bodies: Iterator[bytes], count: int, rate: float | None, surroundings: Surroundings
+    sender: Sender, bodies: Iterator[bytes], rate: float | None, progress: "_Progress", surroundings: Surroundings
 ) -> None:
     """Every signal, in order; ends early when the gateway cannot be reached."""
     began = surroundings.monotonic()
-    progress = _Progress(count, surroundings.monotonic)
     try:
         for index, body in enumerate(bodies):
             if rate is not None:
@@ -254,6 +276,11 @@ class _Progress:
         parts = [f"{tally.sent}/{self._count}", f"accepted {tally.accepted}", f"duplicates {tally.duplicates}"]
         parts += [f"{code} {number}" for code, number in sorted(tally.refused.items())]
         click.echo("\r\x1b[K" + "  ".join(parts)[:200], err=True, nl=False)
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self.clear()
+        note(text)
 
     def clear(self) -> None:
         """Leave an empty line for what follows."""
@@ -297,7 +324,7 @@ def _answer_lines(tally: Tally) -> Iterator[str]:
     details = answer.members.get("details")
     if isinstance(details, dict):
         for name, value in details.items():
-            yield f"  {plain(name)}: {plain(value)}"
+            yield f"  {plain(name)}: {plain(value if isinstance(value, str) else json.dumps(value))}"
 
 
 def _summary_lines(tally: Tally, value: dict[str, Any]) -> Iterator[str]:

@@ -21,7 +21,7 @@ def config() -> None:
 @config_option
 @json_option
 @click.pass_obj
-def check(surroundings: Surroundings, config_file: Path | None, as_json: bool) -> int:  # noqa: FBT001
+def check(surroundings: Surroundings, config_file: Path | None, as_json: bool) -> int:
     """
     Look for problems; exit code 1 when there are any.
 
@@ -48,24 +48,22 @@ def show_settings(
     surroundings: Surroundings,
     names: tuple[str, ...],
     config_file: Path | None,
-    as_json: bool,  # noqa: FBT001
+    as_json: bool,
 ) -> None:
-    """
-    Print the settings in force, or those named, and where each comes from. Of secrets only number and length.
-    """
+    """Print the settings in force, or those named, and where each comes from. Of secrets only number and length."""
     from gatewayd.config import effective
 
     loaded = load_settings(surroundings.environ, config_file)
     if loaded.settings is None:
         raise Failed(Code.WRONG, *(str(problem) for problem in loaded.problems))
     shown = {name: (text, origin) for name, text, origin in effective(loaded.settings, loaded.origins)}
-    by_folded = {name.casefold(): name for name in shown}
-    unknown = [name for name in names if name.casefold() not in by_folded]
+    named = [name if name in shown else name.upper() for name in names]
+    unknown = [name for name in named if name not in shown]
     if unknown:
         raise Failed(Code.WRONG, *(f"{name!r} is not a setting" for name in unknown))
     for warning in loaded.warnings:
         note(f"warning: {warning}")
-    chosen = [by_folded[name.casefold()] for name in names] or list(shown)
+    chosen = named or list(shown)
     show_as(
         as_json,
         {name: {"value": shown[name][0], "origin": shown[name][1]} for name in chosen},

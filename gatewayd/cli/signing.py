@@ -11,14 +11,14 @@ from pathlib import Path
 import click
 
 from gatewayd.cli.console import Code, Failed, Surroundings, json_option, show_as
-from gatewayd.cli.situation import SecretChoice, find_secret, read_body, secret_options
+from gatewayd.cli.situation import SecretChoice, complete_file, find_secret, read_body, secret_options
 from gatewayd.times import format_wall
 
 SCHEMES = ("v1", "sha256")
 
 
 @click.command()
-@click.argument("file", required=False)
+@click.argument("file", required=False, shell_complete=complete_file)
 @click.option("--data", metavar="TEXT", help="The body itself, instead of FILE.")
 @click.option("--source", metavar="NAME", help="Sign with this source's own secret where it has one.")
 @secret_options
@@ -30,6 +30,7 @@ SCHEMES = ("v1", "sha256")
 @click.pass_obj
 def sign(
     surroundings: Surroundings,
+    *,
     file: str | None,
     data: str | None,
     source: str | None,
@@ -40,7 +41,7 @@ def sign(
     idempotency_key: str | None,
     timestamp: str | None,
     nonce: str | None,
-    as_json: bool,  # noqa: FBT001
+    as_json: bool,
 ) -> None:
     """
     Print the headers that sign the body in FILE (`-`: stdin), one a line.
@@ -52,7 +53,7 @@ def sign(
 
     The secret is --secret-file's, else API_KEY_HMAC_SECRET_<SOURCE> with --source, else API_KEY_HMAC_SECRET, else
     the one that a gateway in development made.
-    """
+    """  # noqa: D301 - click's mark for text that is not to be wrapped
     body = read_body(surroundings, file, data)
     if body is None:
         raise click.UsageError("a body is needed: FILE, - or --data")

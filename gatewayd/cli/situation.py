@@ -5,12 +5,14 @@ Decides where each is looked for: settings as the gateway itself does, a sender'
 secret, nor a path that stands where one is expected, since a secret is sometimes pasted there by mistake.
 """
 
+import resource
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from gatewayd.cli.console import Code, Failed, Surroundings
 
@@ -23,6 +25,22 @@ MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 """Well above what a gateway takes, so that its refusal can be seen."""
 
 _DIRECTORIES: Final = ("HOME", "STATE_DIRECTORY", "XDG_STATE_HOME")
+
+
+class _Place(click.IntRange):
+    """A place in a list. What is none is not repeated: --key is easily taken for the secret itself."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return int(super().convert(value, param, ctx))
+        except click.BadParameter:
+            self.fail("the number of a secret in its list, from 1 on", param, ctx)
+
+
+def complete_file(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Let the shell complete a file's name."""
+    return [CompletionItem(incomplete, type="file")]
+
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -37,9 +55,10 @@ config_option = click.option(
 
 def load_settings(environ: Mapping[str, str], config_file: Path | None, *, strict: bool = False) -> "Loaded":
     """What the gateway would find in this environment and file."""
-    from gatewayd.config import load
+    from gatewayd.config import Facts, load
 
-    return load(environ, config_file, Path.read_bytes, strict=strict)
+    facts = Facts(descriptors=resource.getrlimit(resource.RLIMIT_NOFILE)[1])  # a gateway raises its limit to this
+    return load(environ, config_file, Path.read_bytes, facts=facts, strict=strict)
 
 
 def require_settings(environ: Mapping[str, str], config_file: Path | None) -> "Settings":
@@ -66,13 +85,14 @@ def secret_options(command: Command) -> Command:
         click.option(
             "--secret-file",
             metavar="FILE",
+            shell_complete=complete_file,
             help="The secret, or a list of them with commas, instead of API_KEY_HMAC_SECRET.",
         ),
         click.option(
             "--key",
             "number",
             metavar="N",
-            type=click.IntRange(min=1),
+            type=_Place(min=1),
             default=1,
             show_default=True,
             help="Which secret of a list.",
@@ -142,7 +162,8 @@ def _generated(state_directory: Path) -> "tuple[Secret, ...]":
     if not value:
         raise Failed(
             Code.WRONG,
-            f"no secret: set API_KEY_HMAC_SECRET or --secret-file; no gateway in development left one in {path}",
+            "no secret: set API_KEY_HMAC_SECRET, name a file with --secret-file, or name with --source a source that has "
+            f"its own; no gateway in development left one in {path}",
         )
     return (Secret(value),)
 

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gatewayd.errors import Refused
-from gatewayd.http.exchange import HandOver, Streamed, install
+from gatewayd.http.exchange import HandOver, Streamed, failure_of, install
 from gatewayd.http.framing import Framing
 from gatewayd.http.message import Request, Response, render
 from gatewayd.http.rules import TOO_LARGE, Malformed
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gatewayd.http.site import Site
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_TIMEOUT: Final = Refused("GW-015", {"reason": "timeout"}, status=408)
 
 
 class _State(Enum):
@@ -191,18 +192,12 @@ class Channel:
         """The deadline has passed."""
         if self._state is _CLOSING:
             # With FIN sent a plain close is enough; a client that never reads must not keep the buffer.
-            if self._fin_sent:
-                self.transport.loseConnection()
-            else:
-                self.transport.abortConnection()
+            (self.transport.loseConnection if self._fin_sent else self.transport.abortConnection)()
         elif self._blocked or self._state is _ANSWERING:
             self.transport.abortConnection()
         elif self._state is _BODY or self.framing.begun:
             # A request that is refused anyway is told why, not that its body was slow.
-            response = self._refusal or self._site.refuse(
-                self._request, Refused("GW-015", {"reason": "timeout"}, status=408)
-            )
-            self._deliver(response, close=True)
+            self._deliver(self._refusal or self._site.refuse(self._request, _TIMEOUT), close=True)
         elif self._state is _HEAD:
             self._lose()
 
@@ -260,7 +255,7 @@ class Channel:
                 self.deadline = self._now + site.limits.head_s
             return False
         if isinstance(request, Malformed):
-            self._refuse_malformed(request)
+            self.refuse(request.refused(self._bound))
             return False
         request.peer = request.client_ip = self.peer
         request.secure = self.secure
@@ -272,7 +267,7 @@ class Channel:
             leaf = self._leaf = site.route(request.path)
             verdict = site.refuse(request, Refused("GW-017")) if leaf is None else leaf.begin(request)
         except Exception:  # whatever a leaf raises is a bug of it and becomes its 500
-            verdict = site.failed(request, _failure())
+            verdict = site.failed(request, failure_of())
         if framing.declared == 0:
             if isinstance(verdict, Response):
                 self._deliver(verdict)
@@ -298,7 +293,7 @@ class Channel:
             wanted = verdict
         self._bound = wanted or limits.dropped
         if framing.declared > self._bound:
-            self._refuse_malformed(TOO_LARGE)
+            self.refuse(TOO_LARGE.refused(self._bound))
             return False
         if framing.expects_continue and not framing.held:
             self.transport.write(_CONTINUE)
@@ -319,7 +314,7 @@ class Channel:
             if refusal is not None and body.status == 413:
                 self._deliver(refusal, close=True)
             else:
-                self._refuse_malformed(body)
+                self.refuse(body.refused(self._bound))
             return False
         if refusal is not None:
             self._deliver(refusal)
@@ -333,21 +328,13 @@ class Channel:
 
     # -- answering -------------------------------------------------------------------------------------------------
 
-    def _refuse_malformed(self, malformed: Malformed) -> None:
-        """Answer what cannot be read on, and close."""
-        if malformed.status == 413:
-            refused = Refused("GW-008", {"max_size": self._bound})
-        else:
-            refused = Refused("GW-015", {"reason": malformed.reason}, status=malformed.status)
-        self.refuse(refused)
-
     def _answer(self, request: Request) -> None:
         self._state = _ANSWERING
         self.deadline = inf
         try:
             answer = self._leaf.answer(request)  # type: ignore[union-attr] # set with the request
         except Exception:  # as in _read_head
-            answer = self._site.failed(request, _failure())
+            answer = self._site.failed(request, failure_of())
         if isinstance(answer, Deferred):
             self._pending = answer
             answer.addCallbacks(self._arrived, self._broke)
@@ -358,7 +345,7 @@ class Channel:
         """A leaf's answer; the connection may be gone by now."""
         self._pending = None
         if not isinstance(answer, Response):
-            self._broke(_failure(TypeError(f"a leaf answered with {type(answer).__name__}")))
+            self._broke(failure_of(TypeError(f"a leaf answered with {type(answer).__name__}")))
         elif self._state is not _ANSWERING:
             request, self._request = self._request, None
             self._site.settled(request, answer, written=False)
@@ -386,7 +373,7 @@ class Channel:
         try:
             data = render(response, keep_alive=persist, head_only=head_only, http_1_0=framing.http_1_0)
         except Exception:  # an answer that cannot be written is a leaf's bug like any other
-            response, persist = site.failed(request, _failure()), False
+            response, persist = site.failed(request, failure_of()), False
             data = render(response, keep_alive=False, head_only=head_only)
         self.transport.write(data)
         self._finish(response, persist=persist)
@@ -422,7 +409,7 @@ class Channel:
         try:
             streamed.begin(self)
         except Exception:  # as in _read_head
-            self.broke(streamed, _failure())
+            self.broke(streamed, failure_of())
 
     def broke(self, streamed: Streamed, failure: Failure) -> None:
         """A Streamed answer failed: 500 when nothing of it was written, else the connection is cut."""
@@ -436,7 +423,7 @@ class Channel:
             self._deliver(response, close=True)
 
     def refuse(self, refused: Refused) -> None:
-        """A Streamed answer that has written nothing is a refusal instead; the connection closes."""
+        """Answer with a refusal, also in place of a Streamed answer that has written nothing yet, and close."""
         self._streamed = None
         self._deliver(self._site.refuse(self._request, refused), close=True)
 
@@ -457,7 +444,6 @@ class Channel:
         rest, request, transport = self.framing.rest(), self._request, self.transport
         self.framing.close()
         self._state = _GONE
-        self.deadline = inf
         self._request = self._leaf = None
         transport.unregisterProducer()
         if self._paused and not self._eof:
@@ -465,7 +451,7 @@ class Channel:
         try:
             install(self._site, self, answer.protocol, rest)
         except Exception:  # as in _read_head, but the connection is not ours to answer on any more
-            answer.status = self._site.failed(request, _failure()).status
+            answer.status = self._site.failed(request, failure_of()).status
             transport.abortConnection()
         self._site.settled(request, answer, written=True)
         if self._eof:
@@ -507,8 +493,3 @@ class Channel:
         self.transport.unregisterProducer()
         self.framing.rest()
         self._balance()
-
-
-def _failure(error: Exception | None = None) -> Failure:
-    """The exception being handled, or one made here."""
-    return Failure(error)  # type: ignore[no-untyped-call]

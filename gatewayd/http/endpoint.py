@@ -13,13 +13,16 @@ import stat
 from pathlib import Path
 from typing import Any, Final
 
-from OpenSSL import SSL, crypto
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from OpenSSL import SSL
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort, IProtocol, IProtocolFactory
 from twisted.internet.ssl import CertificateOptions
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 
 from gatewayd.http.addresses import Address, Kind
+from gatewayd.http.eager import EagerPort
 
 BACKLOG: Final = 1024
 """Connections that may wait for accept(); the kernel cuts it to net.core.somaxconn."""
@@ -52,7 +55,8 @@ def listen(reactor: Any, address: Address, factory: IProtocolFactory, tls: Any =
     if tls is not None:
         factory = _TLSFactory(tls, False, factory, clock=reactor)
     try:
-        port: Any = reactor.listenTCP(address.port, factory, backlog=BACKLOG, interface=address.host)
+        port: Any = EagerPort(address.port, factory, BACKLOG, address.host, reactor)
+        port.startListening()
     except CannotListenError as failed:
         raise _cannot_listen(address, failed.socketError) from None
     # Linux hands the option on to every accepted socket, which spares a system call for each.
@@ -72,15 +76,14 @@ def load_tls(certificate: str, private_key: str, chain: str = "") -> Certificate
     if chain:
         found += _CERTIFICATE.findall(_read(chain))
     try:
-        own, *others = [crypto.load_certificate(crypto.FILETYPE_PEM, pem) for pem in found]
-    except crypto.Error:
+        own, *others = _load(found)
+    except ValueError:
         raise CannotListen(f"{certificate} has no usable PEM certificate") from None
     try:
-        # Without a passphrase given here, OpenSSL would ask for one on the terminal.
-        key = crypto.load_privatekey(crypto.FILETYPE_PEM, _read(private_key), passphrase=b"")
+        key: Any = load_pem_private_key(_read(private_key), password=None)
         options = CertificateOptions(privateKey=key, certificate=own, extraCertChain=others)
         options.getContext()
-    except (crypto.Error, SSL.Error, ValueError, TypeError):
+    except (SSL.Error, ValueError, TypeError):
         # The exception's text is left out: it could quote the file.
         raise CannotListen(f"{private_key} is not the unencrypted PEM key of {certificate}") from None
     return options
@@ -97,6 +100,7 @@ class _TLSFactory(TLSMemoryBIOFactory):
 
 def _listen_unix(reactor: Any, address: Address, factory: IProtocolFactory) -> IListeningPort:
     _remove_stale(address)
+    _try_to_bind(address)
     umask = os.umask(0o777)
     # Bound without any permission and then given its own: nobody can connect in between. The reactor's thread is the
     # only one while listeners are made.
@@ -128,6 +132,16 @@ def _remove_stale(address: Address) -> None:
             return
 
 
+def _try_to_bind(address: Address) -> None:
+    """Learn here why a path cannot be bound: Twisted's port leaves its socket open when it cannot."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind(address.path)
+        except OSError as error:
+            raise _cannot_listen(address, error) from None
+        os.unlink(address.path)
+
+
 def _cannot_listen(address: Address, error: object) -> CannotListen:
     if isinstance(error, socket.gaierror):
         return CannotListen(f"{address} cannot be listened on: the host name is not known")
@@ -136,6 +150,11 @@ def _cannot_listen(address: Address, error: object) -> CannotListen:
         return CannotListen(f"{address} cannot be listened on: {error}")
     reason = _REASONS.get(number, f"cannot be listened on: {os.strerror(number)}")
     return CannotListen(f"{address} {reason} ({errno.errorcode.get(number, number)})")
+
+
+def _load(certificates: list[bytes]) -> list[Any]:
+    # CertificateOptions is annotated with pyOpenSSL's own types, which pyOpenSSL has deprecated in favour of these.
+    return [x509.load_pem_x509_certificate(pem) for pem in certificates]
 
 
 def _read(path: str) -> bytes:

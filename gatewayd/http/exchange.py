@@ -59,6 +59,11 @@ class Streamed(Response):
         raise NotImplementedError
 
 
+def failure_of(error: Exception | None = None) -> Failure:
+    """A Failure of an exception made here, or of the one that is being handled."""
+    return Failure(error)  # type: ignore[no-untyped-call]
+
+
 def install(site: "Site", channel: "Channel", protocol: IProtocol, rest: bytes) -> None:
     """
     Put `protocol` in the channel's place at its transport, which tells it of everything from here on, FIN as a loss.

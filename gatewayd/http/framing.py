@@ -159,7 +159,8 @@ class Framing:
             return fed
         if not fed:
             return rules.HEAD_TOO_LARGE if len(raw) == limits.head else None
-        lines, request_line = raw.split(b"\r\n"), self._request_line
+        _, *lines = raw.split(b"\r\n")
+        request_line = self._request_line
         underscore = b"_" in raw
         self._raw = bytearray()
         self._request_line = None

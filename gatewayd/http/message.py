@@ -86,10 +86,10 @@ class Request:
 
     def values(self, name: bytes) -> list[bytes]:
         """Every value of the header `name` (lower case), in the order received; empty when it is absent."""
-        if self.repeated is not None and name in self.repeated:
-            return self.repeated[name]
         value = self.headers.get(name)
-        return [] if value is None else [value]
+        if value is None:
+            return []
+        return [value] if self.repeated is None else self.repeated.get(name, [value])
 
 
 class Response:

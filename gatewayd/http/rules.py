@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from gatewayd.errors import Refused
 from gatewayd.http.message import Request
 
 CHUNKED: Final = -1
@@ -60,6 +61,12 @@ class Malformed:
 
     status: int
     reason: str
+
+    def refused(self, bound: int) -> Refused:
+        """The refusal that this becomes; `bound` is what a body may have had, in bytes."""
+        if self.status == 413:
+            return Refused("GW-008", {"max_size": bound})
+        return Refused("GW-015", {"reason": self.reason}, status=self.status)
 
 
 SYNTAX: Final = Malformed(400, "syntax")

@@ -20,7 +20,7 @@ from zope.interface import implementer
 
 from gatewayd.errors import Refused
 from gatewayd.http.channel import Channel
-from gatewayd.http.exchange import Streamed
+from gatewayd.http.exchange import Streamed, failure_of
 from gatewayd.http.message import Request, Response
 from gatewayd.interfaces import ILeaf
 
@@ -250,7 +250,7 @@ class _Exchange(Streamed):
         try:
             self._producer.resumeProducing()
         except Exception:  # a Resource's bug, as in processingFailed
-            self.failed(Failure())  # type: ignore[no-untyped-call]
+            self.failed(failure_of())
             return
         if self._pulling:
             self._leaf.reactor.callLater(0, self._pull)

@@ -46,7 +46,10 @@ def contains(networks: Sequence[Network], text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """Whose X-Forwarded-For is believed: the networks of the proxies, or how many stand in front (`hops`)."""
+    """
+    Whose X-Forwarded-For is believed: that of the proxies' networks, or of the last `hops` proxies. With both, hops
+    count only from a peer in the networks.
+    """
 
     networks: tuple[Network, ...] = ()
     hops: int = 0
@@ -57,7 +60,7 @@ class Proxies:
 
         A peer that is no trusted proxy is the client, whatever it claims; so is anything that is no address.
         """
-        if not forwarded or not (self.hops or contains(self.networks, peer)):
+        if not forwarded or not self._is_proxy(peer):
             return peer
         entries = b",".join(forwarded).decode("latin-1").split(",")[-MAX_HOPS_READ:]
         client = peer
@@ -76,7 +79,10 @@ class Proxies:
 
     def trusted(self, peer: str, forwarded: Sequence[bytes]) -> bool:
         """False when the request passed a proxy that is not ours to believe."""
-        return not forwarded or bool(self.hops) or contains(self.networks, peer)
+        return not forwarded or self._is_proxy(peer)
+
+    def _is_proxy(self, peer: str) -> bool:
+        return contains(self.networks, peer) if self.networks else bool(self.hops)
 
 
 @lru_cache(maxsize=4096)

@@ -11,6 +11,8 @@ from enum import Enum
 from hashlib import sha256
 from typing import Final, TypeAlias
 
+import msgspec
+
 from gatewayd.errors import Refused
 from gatewayd.times import Monotonic
 
@@ -25,6 +27,9 @@ class Kind(Enum):
     BODY = "body"  # the raw body
 
 
+KEY, BODY = Kind.KEY, Kind.BODY  # a member looked up through its class costs 40 ns, each time
+
+
 def digest(*parts: bytes) -> bytes:
     """SHA-256 over the length-prefixed parts, cut to 16 bytes: ("a|b", "c") and ("a", "b|c") differ."""
     return sha256(b"".join([b"%d:%b" % (len(part), part) for part in parts])).digest()[:DIGEST_BYTES]
@@ -32,7 +37,7 @@ def digest(*parts: bytes) -> bytes:
 
 def identity(source: bytes, kind: Kind, text: bytes) -> bytes:
     """D: which event a request is, for one source; equal for every retry, whatever its nonce, time and scheme."""
-    return digest(source, kind.value.encode(), text)
+    return digest(source, b"body" if kind is BODY else b"key", text)
 
 
 def fingerprint(kind: Kind, identity_digest: bytes, body: bytes) -> bytes:
@@ -42,7 +47,7 @@ def fingerprint(kind: Kind, identity_digest: bytes, body: bytes) -> bytes:
     A body identity says it alone, and its own bytes object is given back, so that a store which holds it three times
     pays for it once.
     """
-    return identity_digest if kind is Kind.BODY else digest(identity_digest, body)
+    return identity_digest if kind is BODY else digest(identity_digest, body)
 
 
 def accepted_corr_id(identity_digest: bytes) -> str:
@@ -50,16 +55,14 @@ def accepted_corr_id(identity_digest: bytes) -> str:
     return f"req_{identity_digest.hex()[:20]}"
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(msgspec.Struct, frozen=True, gc=False):
     """A token bucket's setting: `rps` tokens a second, at most `burst` at once; both above 0."""
 
     rps: float
     burst: float
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True, gc=False):
     """
     What one authenticated request claims. Digests are 16 bytes.
 

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from gatewayd.bus.publication import Message
-from gatewayd.ingress.admission import Claim, Kind, digest, fingerprint
+from gatewayd.ingress.admission import BODY, Claim, Kind, digest, fingerprint
 from gatewayd.ingress.normalise import Signal
 from gatewayd.times import Wall, format_wall
 
@@ -61,8 +61,7 @@ def raw_id(identity: bytes) -> bytes:
     return b"gw:%b:raw" % identity.hex().encode("ascii")
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(msgspec.Struct, frozen=True, gc=False):
     """What a request adds to its event: texts already checked, None when it was not sent."""
 
     corr_id: str
@@ -100,7 +99,7 @@ class Events:
                 b"traceparent: %b\r\n" % envelope.traceparent if envelope.traceparent is not None else b"",
                 b"Gw-Facts: 1 %b %b %b %b %d\r\nNats-Msg-Id: gw:%b"
                 % (
-                    claim.kind.value.encode("ascii"),
+                    b"body" if claim.kind is BODY else b"key",
                     claim.body.hex().encode("ascii"),
                     claim.nonce.hex().encode("ascii"),
                     envelope.scheme.encode("ascii"),

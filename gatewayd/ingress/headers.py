@@ -7,8 +7,9 @@ judged at all, and whether its time is inside the window. Never decides whether 
 
 import math
 import re
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from gatewayd.errors import Refused
 from gatewayd.http.message import Request
@@ -24,8 +25,7 @@ _VERSIONS: Final = frozenset({b"1", b"1.0", b"1.0.0"})
 _MAX_SHOWN: Final = 40
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
+class Stamp(msgspec.Struct, frozen=True, gc=False):
     """
     What the headers of one request say; texts verbatim. `key` is the explicit idempotency key, None when absent;
     `signatures` are digests by scheme word; `client_corr_id` and `traceparent` are None when absent or malformed.

@@ -6,20 +6,22 @@ module that decides it. Never writes a response's bytes, never reads a clock, ne
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
+
+import msgspec
 
 from gatewayd.bus.publication import Cause, Message, Published, Unpublished
 from gatewayd.errors import Refused
 from gatewayd.http.message import Request, Response, accepted
 from gatewayd.ingress.addresses import contains
 from gatewayd.ingress.admission import (
+    BODY,
+    KEY,
     Accepted,
     Claim,
     Conflict,
     Failed,
     Fresh,
-    Kind,
     Limited,
     Outcome,
     Replayed,
@@ -81,22 +83,7 @@ class Counters(Protocol):
         """A dead letter could not be stored; its sender was refused all the same."""
 
 
-class Attempt:
-    """
-    One request's way through the pipeline, as its client sees it.
-
-    `committed` turns true just before the first byte may go to NATS: until then a client that goes away cancels its
-    request, from then on the request runs to its outcome.
-    """
-
-    __slots__ = ("committed",)
-
-    def __init__(self) -> None:
-        self.committed = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Accepting:
+class _Accepting(msgspec.Struct, frozen=True, gc=False):
     """An authenticated request on its way: what every later step needs."""
 
     request: Request
@@ -136,12 +123,14 @@ class Pipeline:
         self._report = report
         self._counters = counters
 
-    async def accept(self, request: Request, source: Source | None, attempt: Attempt) -> Response:
+    async def accept(self, request: Request, source: Source | None) -> Response:
         """
         Answer a complete webhook that nothing refused at its head; `source` is the path's, None where a body names it.
 
         The steps stand in the published order. Everything up to admission is plain calls in one turn of the loop, so
-        that events enter the stream in the order in which their requests were complete.
+        that events enter the stream in the order in which their requests were complete. Cancelling it ends the wait for
+        a twin and nothing else: from the first publication on it runs to its outcome, since bus and `within` give
+        Deferreds that cannot be cancelled.
         """
         rules = self._rules()
         name = "" if source is None else source.name
@@ -185,7 +174,7 @@ class Pipeline:
         refused = _refuse_age(accepting, source, signal, rules)
         if refused is not None:
             return self._refuse(request, refused, source.name)
-        return await self._admit(accepting, source, signal, attempt)
+        return await self._admit(accepting, source, signal)
 
     def _find_source(self, named: str, path_source: Source | None, rules: Rules) -> Source | Refused:
         """The source that the body names: an allowed one, the path's where the path is one's, with a secret."""
@@ -194,12 +183,11 @@ class Pipeline:
             return Refused("GW-007", {"source_provided": named[:_MAX_SOURCE_SHOWN]})
         return source if source.keys else Refused("GW-018", {"reason": "source_not_configured"})
 
-    async def _admit(self, accepting: _Accepting, source: Source, signal: Signal, attempt: Attempt) -> Response:
+    async def _admit(self, accepting: _Accepting, source: Source, signal: Signal) -> Response:
         request = accepting.request
         claim = _claim(accepting, source)
         admitted = await self._admission.admit(claim)
         if isinstance(admitted, Fresh):
-            attempt.committed = True
             outcome, duplicate = await self._publish(accepting, claim, signal)
         elif isinstance(admitted, Limited):
             return self._refuse(request, _limited(admitted, source), source.name)
@@ -253,7 +241,7 @@ class Pipeline:
                 return outcome, False
             # A body identity can only ever mean this body, so both events go out in one write. A key might stand for
             # another body, so its normalised event waits until raw's acknowledgement says that the key was free.
-            together = claim.kind is Kind.BODY
+            together = claim.kind is BODY
             published = await self._bus.publish((raw, normalised) if together else (raw,))
             if isinstance(published, Unpublished):
                 outcome = Failed(self._unstored(published))
@@ -369,22 +357,15 @@ class Pipeline:
 
 
 def _claim(accepting: _Accepting, source: Source) -> Claim:
-    stamp, body = accepting.stamp, accepting.request.body
-    name = source.name.encode("ascii")
-    signed_key = stamp.key if accepting.auth.scheme.binds_headers else None
-    kind = Kind.BODY if signed_key is None else Kind.KEY
+    stamp, body, name = accepting.stamp, accepting.request.body, source.wire_name
+    key = stamp.key
+    signed_key = key if accepting.auth.scheme.binds_headers else None
+    kind = BODY if signed_key is None else KEY
     who = identity(name, kind, body if signed_key is None else signed_key)
     body_digest = digest(body)
-    return Claim(
-        source=source.name,
-        kind=kind,
-        identity=who,
-        body=body_digest,
-        fingerprint=fingerprint(kind, who, body_digest),
-        nonce=digest(name, stamp.nonce),
-        key=digest(name, b"claim", stamp.key) if stamp.key is not None and signed_key is None else None,
-        limit=source.limit,
-    )
+    second = digest(name, b"claim", key) if key is not None and signed_key is None else None
+    own = fingerprint(kind, who, body_digest)
+    return Claim(source.name, kind, who, body_digest, own, digest(name, stamp.nonce), second, source.limit)
 
 
 def _fault(step: str) -> Refused:

@@ -8,14 +8,14 @@ address's limit, size and media type. Never looks into a body: the pipeline does
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gatewayd.answers import Answers
 from gatewayd.bus.publication import Cause, Unpublished
+from gatewayd.committed import Committed
 from gatewayd.errors import Refused
 from gatewayd.health import Health
 from gatewayd.http.message import Request, Response
@@ -23,14 +23,13 @@ from gatewayd.ingress.addresses import AddressBuckets, contains
 from gatewayd.ingress.admission import refuse_limited
 from gatewayd.ingress.events import ENVELOPE_BYTES
 from gatewayd.ingress.headers import refuse_media_type
-from gatewayd.ingress.pipeline import UNKNOWN_SOURCE, Attempt, Pipeline, Within
+from gatewayd.ingress.pipeline import UNKNOWN_SOURCE, Pipeline, Within
 from gatewayd.ingress.sources import GENERIC_PATH, Rules, Source
 from gatewayd.interfaces import IEventBus, ILeaf
 from gatewayd.times import Monotonic
 
 MAX_BODY_BYTES: Final = 1_048_576
 T = TypeVar("T")
-_log = Logger()
 
 
 @implementer(ILeaf)
@@ -94,29 +93,15 @@ class WebhookResource:
 
     def answer(self, request: Request) -> Response | Deferred[Response]:
         """See ILeaf."""
-        attempt = Attempt()
         source = self._rules().paths.get(request.path)
-        running = Deferred.fromCoroutine(self._pipeline.accept(request, source, attempt))
-        if running.called and not isinstance(running.result, Deferred):
-            return running
-        answer: Deferred[Response] = Deferred(lambda _: None if attempt.committed else running.cancel())
-        running.addBoth(_pass_on, answer)
-        return answer
-
-
-def _pass_on(result: Response | Failure, answer: Deferred[Response]) -> None:
-    """Hand the outcome to the client's Deferred, which may have been cancelled: its request ran on without it."""
-    if not answer.called:
-        answer.callback(result)  # a Failure goes the way of errback()
-    elif isinstance(result, Failure) and not isinstance(result.value, CancelledError):
-        _log.failure("a request whose client had gone failed", result, event="request_failed")
+        return Deferred.fromCoroutine(self._pipeline.accept(request, source))
 
 
 def make_within(clock: IReactorTime) -> Within:
-    """The bound on an await that the pipeline is handed."""
+    """The bound on an await that the pipeline is handed; like what it bounds it cannot be cancelled."""
 
     def within(waiting: Awaitable[T], seconds: float) -> Awaitable[T | Unpublished]:
-        outcome: Deferred[T | Unpublished] = Deferred()
+        outcome: Committed[T | Unpublished] = Committed()
         timer = clock.callLater(seconds, lambda: outcome.callback(Unpublished(Cause.TIMEOUT)))
 
         def settle(result: T | Failure) -> None:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
+import msgspec
+
 MAX_SIGNATURES: Final = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Signed:
+class Signed(msgspec.Struct, frozen=True, gc=False):
     """What a signature may cover: header texts verbatim, `key` b"" when no Idempotency-Key was sent."""
 
     timestamp: bytes
@@ -84,8 +85,7 @@ class SigningKey:
         return f"<SigningKey {self.number} of {self.source or 'all sources'}>"
 
 
-@dataclass(frozen=True, slots=True)
-class Authenticated:
+class Authenticated(msgspec.Struct, frozen=True, gc=False):
     """A signature that matched: under which scheme, made with which secret."""
 
     scheme: Scheme

@@ -34,6 +34,7 @@ class Source:
     """
 
     name: str
+    wire_name: bytes
     keys: tuple[SigningKey, ...]
     schemes: frozenset[str]
     addresses: tuple[Network, ...]
@@ -69,6 +70,7 @@ def _source(settings: Settings, source: SourceSettings, shared: tuple[SigningKey
     own = tuple(SigningKey(secret.reveal(), source.name, number) for number, secret in enumerate(source.secrets, 1))
     return Source(
         name=source.name,
+        wire_name=source.name.encode("ascii"),
         keys=own or shared,
         schemes=frozenset(source.schemes),
         addresses=source.addresses,

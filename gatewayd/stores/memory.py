@@ -39,28 +39,26 @@ class Expiring:
     """
     Keys with one value each and one common lifetime, in the order of their time.
 
-    Entries are added once and never changed, so that a bucket a second holds the keys that expire together: 8 bytes a
-    key, no scan, no timer (a heap or a dictionary of expiry times costs 80 and more).
+    `values` is to be read only. Entries are added once and never changed, so that a bucket a second holds the keys that
+    expire together: 8 bytes a key, no scan, no timer (a heap or a dictionary of expiry times costs 80 and more).
     """
 
-    __slots__ = ("_buckets", "_lifetime_s", "_values")
+    __slots__ = ("_buckets", "_lifetime_s", "values")
 
     def __init__(self, lifetime_s: float) -> None:
         self._lifetime_s = lifetime_s
-        self._values: dict[bytes, bytes] = {}
+        self.values: dict[bytes, bytes] = {}
         self._buckets: deque[tuple[int, list[bytes]]] = deque()
-
-    def __len__(self) -> int:
-        return len(self._values)
 
     def get(self, key: bytes, now: Monotonic) -> bytes | None:
         """The value, when it is there and has not expired."""
-        self.expire(now)
-        return self._values.get(key)
+        if self._buckets and self._buckets[0][0] <= now:
+            self.expire(now)
+        return self.values.get(key)
 
     def add(self, key: bytes, value: bytes, now: Monotonic, age_s: float = 0.0) -> None:
         """Remember the value for the lifetime less `age_s`; a key that is there already keeps its value and time."""
-        if key in self._values:
+        if key in self.values:
             return
         expires = int(now + self._lifetime_s - age_s) + 1
         if expires <= now:
@@ -68,29 +66,29 @@ class Expiring:
         if not self._buckets or self._buckets[-1][0] < expires:
             self._buckets.append((expires, []))
         # An entry that is older than the youngest bucket (filled in at start) may live up to that bucket's end.
-        self._values[key] = value
+        self.values[key] = value
         self._buckets[-1][1].append(key)
 
     def expire(self, now: Monotonic) -> None:
         """Forget what has expired."""
         while self._buckets and self._buckets[0][0] <= now:
             for key in self._buckets.popleft()[1]:
-                del self._values[key]
+                del self.values[key]
 
     def evict(self) -> bool:
         """Forget the oldest entry; False when there is none."""
         while self._buckets:
             keys = self._buckets[0][1]
             if keys:
-                del self._values[keys.pop()]
+                del self.values[keys.pop()]
                 return True
             self._buckets.popleft()
         return False
 
     def clear(self) -> int:
         """Forget everything; how many entries that were."""
-        count = len(self._values)
-        self._values.clear()
+        count = len(self.values)
+        self.values.clear()
         self._buckets.clear()
         return count
 
@@ -263,7 +261,7 @@ class MemoryAdmission:
 
     def _remember(self, table: Expiring, key: bytes, value: bytes, age_s: float = 0.0) -> None:
         if self.entries() >= self._bound:
-            max((self._nonces, self._identities, self._keys), key=len).evict()
+            max((self._nonces, self._identities, self._keys), key=_size).evict()
             self.evictions += 1
         table.add(key, value, self._now(), age_s)
 
@@ -277,4 +275,8 @@ class MemoryAdmission:
 
     def entries(self) -> int:
         """See IAdmission."""
-        return len(self._nonces) + len(self._identities) + len(self._keys)
+        return len(self._nonces.values) + len(self._identities.values) + len(self._keys.values)
+
+
+def _size(table: Expiring) -> int:
+    return len(table.values)

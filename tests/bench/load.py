@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import uvloop
 
@@ -37,15 +38,13 @@ class _Connection(asyncio.Protocol):
         self.run = run
         self.buffer = b""
         self.sent_at = 0.0
-        self.transport: asyncio.Transport | None = None
+        self.transport: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self.send()
 
     def send(self) -> None:
-        assert self.transport is not None
         now = time.perf_counter()
         request = next(self.run.requests, None) if now < self.run.ends_at else None
         if request is None:

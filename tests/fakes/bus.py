@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
 from gatewayd.bus.publication import Ack, BusState, Cause, Message, Published, Stored, Unpublished
+from gatewayd.committed import Committed
 from gatewayd.interfaces import IEventBus
 from gatewayd.times import Wall
 
@@ -77,7 +78,7 @@ class DoubleBus:
         if refused is not None:
             return succeed(refused)
         self.publications.append(list(messages))
-        deferred: Deferred[Outcome] = Deferred()
+        deferred: Deferred[Outcome] = Committed()
         self._under_way.append(deferred)
         failure, ghost = self._script.popleft() if self._script else (None, True)
         stored = self._store(messages) if ghost else None

@@ -289,3 +289,8 @@ def chunked(*chunks: bytes, trailers: bytes = b"", headers: tuple[str, ...] = ()
     """A request with a chunked body."""
     head = get("/webhook/tradingview", "Transfer-Encoding: chunked", *headers, method="POST")
     return head + b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n" + trailers + b"\r\n"
+
+
+def statuses(transport: Transport) -> list[int]:
+    """The statuses of everything written so far."""
+    return [answer.status for answer in read_answers(transport.value())]

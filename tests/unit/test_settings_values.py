@@ -80,7 +80,7 @@ class ParseTest(SynchronousTestCase):
         (values.rates(0.1, 100), ("a", "a:", "a:0", "a:101", ":1", "a:1,a:2", "a b:1", "a:nan", "")),
         (values.source_names(), ("", "a,a", "a b", "ä", "a" * 65, "a.b", "a/b")),
         (values.instant(), ("", "2030-01-01", "2030-01-01T00:00:00", "1893456000")),
-        (values.secret("one line"), ("", "a\nb", "a\0")),
+        (values.secret("one line"), ("", "a\nb", "a\0", "a\udcff")),
         (values.secret("a seed", r"SU[A-Z2-7]{56}"), (SEED + "A", SEED.lower(), "SA" + SEED[2:], SEED + "\n")),
         (
             values.servers(),
@@ -94,6 +94,7 @@ class ParseTest(SynchronousTestCase):
                 "nats://a?x",
                 "nats://a#x",
                 "nats://u:@a",
+                "nats://u:%ff@a",
                 "nats://:p@a",
                 "nats://u@v@a",
                 "nats://a b",
@@ -173,12 +174,11 @@ class ShowTest(SynchronousTestCase):
         kind = values.duration(0, 10**9)
         self.assertEqual(parse(kind, kind.show(seconds)), seconds)
 
-    @given(st.integers(1, 2**60))
+    @given(st.integers(1, 10**18 - 1))
     def test_sizes_come_back(self, size: int) -> None:
         """A size that is shown is read as the same one."""
         kind = values.size_bytes(0, 2**61)
-        if size < 10**12 or size % 1024 == 0:
-            self.assertEqual(parse(kind, kind.show(size)), size)
+        self.assertEqual(parse(kind, kind.show(size)), size)
 
     @given(st.text() | st.text(st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF)))
     def test_any_text_is_answered(self, text: str) -> None:

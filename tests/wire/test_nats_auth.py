@@ -15,9 +15,9 @@ import pytest_twisted
 from twisted.logger import LogEvent, globalLogPublisher
 
 from gatewayd.bus.publication import BusState, Published, Unpublished
+from tests.buses import connected_bus, create_stream, pair, pause, until
 from tests.fakes.counts import Counts
 from tests.servers import Certificates, NatsServer, make_certificates, tls_block
-from tests.streams import connected_bus, create_stream, pair, pause, until
 
 CANARY = "canary-9f3a"
 

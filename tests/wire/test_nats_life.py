@@ -12,9 +12,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import LogEvent, globalLogPublisher
 
 from gatewayd.bus.publication import BusState, Cause, Published, Unpublished
-from tests.fakes.counts import Counts
-from tests.servers import NatsServer
-from tests.streams import (
+from tests.buses import (
     STREAM,
     call,
     connected_bus,
@@ -25,6 +23,8 @@ from tests.streams import (
     stored_ids,
     until,
 )
+from tests.fakes.counts import Counts
+from tests.servers import NatsServer
 
 Ledger = dict[str, Published | Unpublished]
 
@@ -324,19 +324,6 @@ async def test_a_waiter_that_raises_harms_nobody_else(server: NatsServer, no_log
         assert len(failed) == 1
         assert bus.attempts == 0
     assert no_logged_failures == []
-
-
-@pytest_twisted.ensureDeferred
-async def test_cancelling_releases_the_caller_only(server: NatsServer) -> None:
-    """A publication that its caller no longer waits for is stored all the same."""
-    async with connected_bus(server) as bus:
-        await create_stream(bus)
-        given_up = bus.publish(pair("1"))
-        given_up.addErrback(lambda _: None)
-        given_up.cancel()
-        assert given_up.called
-        assert isinstance(await bus.publish(pair("2")), Published)
-        assert await stored_ids(bus) == ["1:raw", "1:norm", "2:raw", "2:norm"]
 
 
 @pytest_twisted.ensureDeferred

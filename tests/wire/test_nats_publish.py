@@ -9,9 +9,9 @@ import pytest_twisted
 from twisted.internet.defer import gatherResults
 
 from gatewayd.bus.publication import Ack, Cause, Published, Unpublished
+from tests.buses import connected_bus, create_stream, message, pair, stored_ids
 from tests.fakes.counts import Counts
 from tests.servers import NatsServer
-from tests.streams import connected_bus, create_stream, message, pair, stored_ids
 
 
 @pytest.fixture

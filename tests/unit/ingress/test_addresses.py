@@ -33,6 +33,13 @@ class ProxyTests(SynchronousTestCase):
         assert Proxies(hops=2).client("203.0.113.9", chain) == "198.51.100.1"
         assert Proxies(hops=9).client("203.0.113.9", chain) == "6.6.6.6"
 
+    def test_hop_count_from_known_proxies(self) -> None:
+        """With networks and a count, hops are counted only when the peer is one of the proxies."""
+        both = Proxies(INSIDE, hops=1)
+        assert both.client("10.0.0.1", [b"6.6.6.6, 198.51.100.1"]) == "198.51.100.1"
+        assert both.client("203.0.113.9", [b"6.6.6.6, 198.51.100.1"]) == "203.0.113.9"
+        assert not both.trusted("203.0.113.9", [b"6.6.6.6"])
+
     def test_forms(self) -> None:
         """Ports and brackets are taken off; what is no address ends the walk."""
         proxies = Proxies(INSIDE)

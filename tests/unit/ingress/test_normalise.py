@@ -132,6 +132,12 @@ class TradingView(SynchronousTestCase):
         for ticker in [*bad, 5930, True, ["EURUSD"], {"t": 1}]:
             self.assertEqual(_only(_tradingview(ticker=ticker)).path, "ticker", ticker)
 
+    def test_letters_that_become_ascii_in_upper_case(self) -> None:
+        """A dotless i and a long s are not I and S, written as themselves or as escapes."""
+        for letter in ("\u0131", "\u017f"):
+            for body in (_PLAIN.replace(b"EURUSD", letter.encode()), _tradingview(ticker=letter)):
+                self.assertEqual(_only(body).path, "ticker")
+
     def test_prices_that_are_none(self) -> None:
         """A price is a JSON number above 0 that fits a double: quoted ones, words, 0 and vast ones are not."""
         for price in ["1.0945", "", " 1", "1e3", True, None, -1, 0, {}, [], "NaN", "{{close}}"]:
@@ -171,7 +177,7 @@ class TradingView(SynchronousTestCase):
         """0 to 1, the ends included."""
         for token in (b"0", b"1", b"0.5", b"1.0", b"1e-400"):
             self.assertEqual(_signal(_PLAIN[:-1] + b',"strength":%b}' % token).strength, token)
-        for token in (b"-0.1", b"1.01", b"1e999", b'"0.5"', b'"strong"', b"true", b"{}"):
+        for token in (b"-0.1", b"1.01", b"1e999", b'"0.5"', b'"strong"', b"true", b"{}", b"0." + b"1" * 99):
             self.assertEqual(_only(_PLAIN[:-1] + b',"strength":%b}' % token).path, "strength")
 
     def test_strategies(self) -> None:

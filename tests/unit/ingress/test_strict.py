@@ -286,6 +286,7 @@ class Places(SynchronousTestCase):
             b'{"a": 1}\n{"a": 2}': (2, 1, strict.TWO_DOCUMENTS),
             b'{"a": 1}}': (1, 9, strict.SURPLUS_TEXT),
             b"'{}'": (1, 1, strict.SINGLE_QUOTES),
+            b"],": (1, 1, strict.PLAIN_TEXT),
             b"NaN": (1, 1, strict.NOT_A_NUMBER),
             b"None": (1, 1, strict.FOREIGN_LITERAL),
             b"None of it": (1, 1, strict.PLAIN_TEXT),
@@ -318,6 +319,8 @@ class Places(SynchronousTestCase):
         self.assertEqual(_at(b"[" * 33 + b"]" * 33), (1, 33, strict.TOO_DEEP))
         self.assertEqual(_at(b'{"a":' * 40), (1, 161, strict.TOO_DEEP))
         self.assertEqual(_at(b'["[[[[[[\\"[",\n' + b"[" * 32), (2, 32, strict.TOO_DEEP))
+        self.assertEqual(_at(b" " * 70_000 + b"[" * 100), (1, 70_033, strict.TOO_DEEP))
+        self.assertEqual(_at(b"[" + b"[]," * 30_000 + b"[" * 100), (1, 90_033, strict.TOO_DEEP))
         self.assertEqual(_at(b"[x" + b"[" * 100), (1, 2, strict.UNQUOTED_WORD))
         self.assertEqual(_at(b'{"a" "' + b"[" * 100), (1, 6, None))
 
@@ -353,12 +356,15 @@ class Costs(SynchronousTestCase):
             self.assertLess(_cpu_ms(body), 50.0)
 
     def test_naming_the_error_of_a_large_body_costs_little(self) -> None:
-        """A MiB that is broken at its end is explained in less than 100 ms."""
+        """A MiB that is broken at its end is explained in 100 ms; a doubled key or a depth may take 200 to find."""
         member = b'{"ticker":"EURUSD","price":1.0945,"note":"\\u20ac and more of it"},'
         start = b"[" + member * (_MIB // len(member))
-        for end in (b"x]", b'{"a":1,}]', b'{"a":1,"a":2}]', b"NaN]", b"", b'"', b"[" * 40, b'"\\ud800"]'):
+        for end in (b"x]", b'{"a":1,}]', b"NaN]", b"", b'"', b'"\\ud800"]'):
             _refused(start + end)
             self.assertLess(_cpu_ms(start + end), 100.0, end)
+        for end, cause in ((b'{"a":1,"a":2}]', strict.DUPLICATE_KEY), (b"[" * 40, strict.TOO_DEEP)):
+            self.assertEqual(_refused(start + end).likely_cause, cause)
+            self.assertLess(_cpu_ms(start + end), 200.0, end)
 
     def test_the_collector_is_left_as_it_was(self) -> None:
         """The collector rests only while a large body is read, whether that ends well or not."""

@@ -1,0 +1,277 @@
+"""How a connection's time runs out, what a client that does not read costs, and how the end comes from either side."""
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from gatewayd.errors import Refused
+from gatewayd.http.message import Request, Response, refusal
+from tests.fakes.connection import (
+    WALL,
+    Answer,
+    Leaf,
+    Transport,
+    Waiting,
+    World,
+    get,
+    post,
+    read_answers,
+    send,
+    statuses,
+)
+
+
+def busy() -> Response:
+    """A leaf's refusal at begin()."""
+    return refusal(Refused("GW-011"), "req_busy", WALL)
+
+
+class EndingCase(SynchronousTestCase):
+    """A world with a probe, a webhook, one that answers later, one that refuses."""
+
+    def setUp(self) -> None:
+        self.waiting = Waiting()
+        self.probe = Leaf(lambda request: Response(200, b'{"ok":true}'), methods=(b"GET", b"HEAD"), bound=0)
+        self.webhook = Leaf()
+        self.refusing = Leaf(refusal=busy)
+        self.world = World(
+            {
+                b"/healthz": self.probe,
+                b"/webhook/tradingview": self.webhook,
+                b"/later": Leaf(self.waiting, methods=(b"GET", b"POST")),
+                b"/busy": self.refusing,
+            }
+        )
+
+    def only(self, transport: Transport) -> Answer:
+        """The one answer written so far."""
+        (answer,) = read_answers(transport.value())
+        return answer
+
+    # -- deadlines
+
+    def test_silent(self) -> None:
+        """A connection that sends nothing is closed after 5 s, without an answer."""
+        transport = self.world.connect()
+        self.world.advance(4.75)
+        self.assertFalse(transport.lost)
+        self.world.advance(1.5)
+        self.assertTrue(transport.lost)
+        self.assertEqual(transport.value(), b"")
+
+    def test_slow_head(self) -> None:
+        """A head that is not complete 5 s after accept is 408 GW-015, however steadily it comes."""
+        transport = self.world.connect()
+        for byte in get("/healthz", "X-Long: " + "x" * 100)[:24]:
+            send(transport, bytes([byte]))
+            self.world.advance(0.25)
+        answer = self.only(transport)
+        self.assertEqual((answer.status, answer.code, answer.details), (408, "GW-015", {"reason": "timeout"}))
+        self.assertTrue(transport.fin)
+
+    def test_slow_next_head(self) -> None:
+        """A next head has 5 s from its first byte, not from the answer before it."""
+        transport = self.world.connect()
+        send(transport, get())
+        self.world.advance(60)
+        transport.clear()
+        send(transport, b"GET /")
+        self.world.advance(4)
+        send(transport, b"healthz HTTP")
+        self.assertEqual(transport.value(), b"")
+        self.world.advance(2)
+        self.assertEqual(statuses(transport), [408])
+
+    def test_slow_body(self) -> None:
+        """A body that is not complete 10 s after its head is 408 GW-015, with its request in the account."""
+        transport = self.world.connect()
+        data = post(b"x" * 100)
+        send(transport, data[:-50])
+        for byte in data[-50:-5]:
+            send(transport, bytes([byte]))
+            self.world.advance(0.25)
+        self.assertEqual(statuses(transport), [408])
+        ((request, response, written),) = self.world.finished
+        assert request is not None
+        self.assertEqual((request.path, response.status, written), (b"/webhook/tradingview", 408, True))
+        self.assertEqual(self.world.site.in_flight, 0)
+
+    def test_idle(self) -> None:
+        """A kept connection is closed after 75 s without a request, silently."""
+        transport = self.world.connect()
+        send(transport, get())
+        self.world.advance(74)
+        self.assertFalse(transport.lost)
+        self.world.advance(2)
+        self.assertTrue(transport.lost)
+        self.assertEqual(statuses(transport), [200])
+
+    def test_answering_has_no_deadline(self) -> None:
+        """A leaf takes the time it needs: its own deadlines are its own business."""
+        transport = self.world.connect()
+        send(transport, get("/later"))
+        self.world.advance(300)
+        self.waiting.deferreds[0].callback(Response(200))
+        self.assertEqual(statuses(transport), [200])
+
+    def test_one_sweep(self) -> None:
+        """Deadlines cost one timer for all connections, and none when there is none."""
+        transports = [self.world.connect() for _ in range(50)]
+        for transport in transports:
+            send(transport, get() * 3 + get("/later") + b"GET")
+        self.assertEqual(len(self.world.clock.getDelayedCalls()), 1)
+        for transport in transports:
+            transport.client_resets()
+        self.world.advance(1)
+        self.assertEqual(self.world.clock.getDelayedCalls(), [])
+
+    # -- clients that do not read
+
+    def test_stuck_client(self) -> None:
+        """A client that does not read is neither read nor answered any further, and cut off after 10 s."""
+        self.world.leaves[b"/big"] = Leaf(lambda request: Response(200, b"x" * 40000), methods=(b"GET",))
+        transport = self.world.connect()
+        transport.stuck = True
+        for _ in range(10):
+            send(transport, get("/big"))
+        self.assertEqual(transport.producerState, "paused")
+        self.assertEqual(transport.writes, 2)
+        self.world.advance(9)
+        self.assertFalse(transport.lost)
+        self.world.advance(2)
+        self.assertTrue(transport.disconnected)
+
+    def test_slow_client(self) -> None:
+        """A client that reads in the end gets everything, in order, and its connection is as before."""
+        self.world.leaves[b"/big"] = Leaf(lambda request: Response(200, b"x" * 70000), methods=(b"GET",))
+        transport = self.world.connect()
+        transport.stuck = True
+        send(transport, get("/big"))
+        self.assertEqual(transport.producerState, "paused")
+        send(transport, get("/later") + get())
+        self.assertEqual(statuses(transport), [200])
+        self.assertEqual(transport.producerState, "paused")
+        self.world.advance(8)
+        transport.read_all()
+        self.world.advance(8)
+        self.waiting.deferreds[0].callback(Response(202))
+        self.assertEqual(statuses(transport), [200, 202, 200])
+        self.assertEqual(transport.producerState, "producing")
+        self.world.advance(70)
+        self.assertFalse(transport.lost)
+
+    def test_stuck_while_closing(self) -> None:
+        """A client that does not read its last answer is cut off after 10 s."""
+        transport = self.world.connect()
+        transport.stuck = True
+        send(transport, b"BAD\r\n\r\n")
+        self.assertEqual(statuses(transport), [400])
+        self.world.advance(9)
+        self.assertFalse(transport.lost)
+        self.world.advance(2)
+        self.assertTrue(transport.disconnected)
+
+    # -- the end
+
+    def test_lingering(self) -> None:
+        """After a last answer: FIN at once, what still comes is read and dropped for 2 s, then the socket is closed."""
+        transport = self.world.connect()
+        send(transport, b"BAD\r\n\r\n")
+        self.assertTrue(transport.fin)
+        self.assertFalse(transport.lost)
+        for _ in range(4):
+            send(transport, get())
+            self.world.advance(0.25)
+        self.assertEqual(statuses(transport), [400])
+        self.assertFalse(transport.lost)
+        self.world.advance(2.25)
+        self.assertTrue(transport.lost)
+        self.assertFalse(transport.disconnected)
+
+    def test_lingering_is_bounded(self) -> None:
+        """What a client sends after the last answer is dropped up to 4 MiB, then the connection is cut."""
+        transport = self.world.connect()
+        send(transport, b"BAD\r\n\r\n")
+        for _ in range(64):
+            send(transport, b"x" * 65536)
+        self.assertFalse(transport.lost)
+        send(transport, b"x")
+        self.assertTrue(transport.disconnected)
+
+    def test_client_ends_lingering(self) -> None:
+        """A client that has read the last answer and closes ends it."""
+        transport = self.world.connect()
+        send(transport, b"BAD\r\n\r\n")
+        transport.client_closes()
+        self.assertTrue(transport.lost)
+
+    def test_half_close(self) -> None:
+        """A client that has sent all it wants still gets every answer, then the connection closes."""
+        transport = self.world.connect()
+        send(transport, get("/later") + post(b"abc") + get("/later"))
+        transport.client_closes()
+        self.waiting.deferreds[0].callback(Response(200))
+        self.assertEqual(statuses(transport), [200, 202])
+        self.assertFalse(transport.lost)
+        self.waiting.deferreds[1].callback(Response(200))
+        answers = read_answers(transport.value())
+        self.assertEqual([answer.closes for answer in answers], [False, False, True])
+        self.assertTrue(transport.lost)
+
+    def test_half_close_idle(self) -> None:
+        """A client that closes between requests, in a head or in a body is closed without an answer or an account."""
+        for data in (b"", b"GET /hea", post(b"abc")[:-1], post(b"abc", path="/busy")[:-1]):
+            transport = self.world.connect()
+            send(transport, data)
+            transport.client_closes()
+            self.assertTrue(transport.lost)
+            self.assertEqual(transport.value(), b"")
+        self.assertEqual((self.world.finished, self.world.site.in_flight, self.world.site.open), ([], 0, 0))
+        self.assertEqual(self.webhook.requests, [])
+
+    def test_lost(self) -> None:
+        """A client that is gone has its request cancelled; what comes of it is accounted for as not written."""
+        transport = self.world.connect()
+        send(transport, get("/later"))
+        transport.client_resets()
+        self.assertEqual(self.waiting.cancelled, 1)
+        self.assertEqual((self.world.finished, self.world.failures), ([], []))
+        self.assertEqual(self.world.site.in_flight, 0)
+
+    def test_lost_but_done(self) -> None:
+        """A request that goes on after its client is gone stays in flight until it is done, and is accounted for."""
+        kept: list[Deferred[Response]] = []
+
+        def stubborn(request: Request) -> Deferred[Response]:
+            kept.append(Deferred(lambda deferred: deferred.callback(Response(202))))
+            return kept[-1]
+
+        self.world.leaves[b"/stubborn"] = Leaf(stubborn, methods=(b"GET",))
+        transport = self.world.connect()
+        send(transport, get("/stubborn"))
+        transport.client_resets()
+        ((request, response, written),) = self.world.finished
+        assert request is not None
+        self.assertEqual((request.path, response.status, written), (b"/stubborn", 202, False))
+
+    def test_lost_bug(self) -> None:
+        """A request that breaks after its client is gone is a bug all the same."""
+
+        def broken(request: Request) -> Deferred[Response]:
+            return Deferred(lambda deferred: deferred.errback(ZeroDivisionError()))
+
+        self.world.leaves[b"/broken"] = Leaf(broken, methods=(b"GET",))
+        transport = self.world.connect()
+        send(transport, get("/broken"))
+        transport.client_resets()
+        self.assertEqual([failure.type for failure in self.world.failures], [ZeroDivisionError])
+        self.assertEqual([written for _, _, written in self.world.finished], [False])
+        self.assertEqual(self.world.site.in_flight, 0)
+
+    def test_account(self) -> None:
+        """Every answer is accounted for once, also one to bytes that are no request."""
+        transport = self.world.connect()
+        send(transport, get() + get("/nothing") + b"BAD\r\n\r\n")
+        seen = [
+            (request and request.path, response.status, written) for request, response, written in self.world.finished
+        ]
+        self.assertEqual(seen, [(b"/healthz", 200, True), (b"/nothing", 404, True), (None, 400, True)])
