@@ -27,17 +27,17 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
-from gatewayd import __version__
+from gatewayd import __version__, state_files
 from gatewayd.aio import Loop
 from gatewayd.answers import Answers
-from gatewayd.bus.client import NatsSettings, check_private_names
+from gatewayd.bus.client import check_private_names, nats_settings_of
 from gatewayd.bus.embedded import EmbeddedServer
 from gatewayd.bus.keeper import StreamKeeper
 from gatewayd.bus.nats import NatsBus
 from gatewayd.bus.publication import BusState
-from gatewayd.bus.stream import ConsumerWanted, StreamWanted
+from gatewayd.bus.wanted import wanted_consumer, wanted_stream
 from gatewayd.config import Loaded
-from gatewayd.development import SECRET_NAME, keep_secret, trial_command
+from gatewayd.development import keep_secret, trial_command
 from gatewayd.errors import Refused
 from gatewayd.health import Health, Phase
 from gatewayd.http.addresses import Kind
@@ -57,7 +57,6 @@ from gatewayd.log import LEVELS, Log, make_log
 from gatewayd.maintenance import Maintenance
 from gatewayd.metrics import Metrics
 from gatewayd.probes import HealthProbe, MetricsProbe
-from gatewayd.secret import Secret
 from gatewayd.settings import Settings
 from gatewayd.stores.memory import MemoryAdmission
 from gatewayd.times import Monotonic, Wall
@@ -65,7 +64,6 @@ from gatewayd.times import Monotonic, Wall
 _log = Logger()
 
 TICK_S: Final = 1.0
-MAINTENANCE_FILE: Final = "maintenance.json"
 DEAD_SUBJECTS: Final = ("dlq.signals.raw", "dlq.signals.normalized")
 
 
@@ -203,7 +201,10 @@ class Core:
             identity_lifetime_s=settings.idempotency_ttl_sec,
             entries_bound=settings.admission_entries,
         )
-        self.bus = NatsBus(_nats_settings(settings, embedded), world.loop, world.reactor, world.wall, self.metrics)
+        where = nats_settings_of(settings)
+        if embedded is not None:
+            where = replace(where, user=embedded.user, password=embedded.password)
+        self.bus = NatsBus(where, world.loop, world.reactor, world.wall, self.metrics)
         self.keeper = self._keeper()
         self.bus.on_connected = self.keeper.prepare
         self.live.widen = self.keeper.widen
@@ -216,13 +217,8 @@ class Core:
         guess = shutil.disk_usage(_existing(settings.state_directory)).free // 2
         return StreamKeeper(
             self.bus,
-            StreamWanted(
-                settings.nats_stream,
-                settings.nats_stream_max_age,
-                settings.nats_stream_max_bytes or guess,
-                settings.duplicate_window_s,
-            ),
-            ConsumerWanted(settings.nats_stream, settings.nats_durable, settings.nats_subject_signals_normalized),
+            wanted_stream(settings, settings.nats_stream_max_bytes or guess),
+            wanted_consumer(settings),
             guessed=settings.nats_stream_max_bytes is None,
             sync_always=None if self.embedded is None else True,
             read_back_s=settings.nonce_lifetime_s,
@@ -341,7 +337,7 @@ class Core:
 
     def _publish_client_file(self, embedded: EmbeddedServer) -> None:
         """Where tools find the embedded server of this run; readable by this user only."""
-        path = embedded.store / "client.json"
+        path = self.settings.state_directory / state_files.CLIENT
         content = msgspec.json.encode({"url": embedded.url, "user": embedded.user, "password": embedded.password})
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
@@ -362,7 +358,7 @@ class Core:
         """In development: one command to try it with, the first text in the log that begins with curl."""
         settings = self.settings
         tcp = [address for address in settings.gateway_public_http_addr if address.kind is Kind.TCP]
-        secret_file = settings.state_directory / SECRET_NAME
+        secret_file = settings.state_directory / state_files.SECRET
         if settings.production or not tcp or not secret_file.exists() or settings.gateway_tls_cert is not None:
             return
         bound: Any = self.ports[settings.gateway_public_http_addr.index(tcp[0])].getHost()
@@ -381,7 +377,7 @@ class Core:
         ]
 
     def _read_maintenance_file(self) -> None:
-        path = self.settings.state_directory / MAINTENANCE_FILE
+        path = self.settings.state_directory / state_files.MAINTENANCE
         try:
             content: bytes | None = path.read_bytes()
         except FileNotFoundError:
@@ -456,34 +452,6 @@ def complete_settings(settings: Settings) -> Settings:
             f"{settings.state_directory}: the development secret cannot be kept: {error.strerror}"
         ) from None
     return replace(settings, shared_secrets=(secret,), generate_secret=False, unconfigured_sources=())
-
-
-def _nats_settings(settings: Settings, embedded: EmbeddedServer | None) -> NatsSettings:
-    """How the client finds the server and proves who it is."""
-    if embedded is not None:
-        return NatsSettings((), settings.nats_stream, user=embedded.user, password=embedded.password)
-    return NatsSettings(
-        settings.nats_url,
-        settings.nats_stream,
-        user=settings.nats_user,
-        password=_revealed(settings.nats_password),
-        token=_revealed(settings.nats_token),
-        nkey_seed=_revealed(settings.nats_nkey_seed),
-        credentials_file=_text(settings.nats_credentials_file),
-        tls_ca_file=_text(settings.nats_tls_ca),
-        tls_cert_file=_text(settings.nats_tls_cert),
-        tls_key_file=_text(settings.nats_tls_key),
-        name=settings.service_name,
-        publish_timeout_s=settings.nats_publish_timeout,
-    )
-
-
-def _revealed(secret: Secret | None) -> str | None:
-    return None if secret is None else secret.reveal().decode("utf-8")
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 def _existing(path: Path) -> Path:

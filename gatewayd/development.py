@@ -10,9 +10,8 @@ import secrets
 import shlex
 from pathlib import Path
 
+from gatewayd import state_files
 from gatewayd.secret import Secret
-
-SECRET_NAME = "hmac-secret"  # noqa: S105 - the file's name
 
 
 def keep_secret(state_directory: Path) -> tuple[Secret, Path]:
@@ -21,7 +20,7 @@ def keep_secret(state_directory: Path) -> tuple[Secret, Path]:
 
     OSError when it can be neither read nor made.
     """
-    path = state_directory / SECRET_NAME
+    path = state_directory / state_files.SECRET
     state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -205,8 +205,9 @@ class NatsServer:
         os.kill(self.pid, number)
 
     def sigstop(self) -> None:
-        """Freeze the server: the kernel goes on accepting connections and bytes for it."""
+        """Freeze the server, every thread of it: the kernel goes on accepting connections and bytes for it."""
         self.send(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED)
 
     def sigcont(self) -> None:
         """Thaw the server."""

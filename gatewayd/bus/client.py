@@ -17,6 +17,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import unquote, urlsplit
 
@@ -25,6 +26,9 @@ from nats.aio.client import Client as Driver
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
+
+from gatewayd.secret import Secret
+from gatewayd.settings import Settings
 
 DRIVER: Final = "2.16"
 DEFAULT_PORT: Final = 4222
@@ -78,6 +82,32 @@ class Server:
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
+
+
+def nats_settings_of(settings: Settings) -> NatsSettings:
+    """What the settings say of NATS; `servers` is empty where one is embedded."""
+    return NatsSettings(
+        settings.nats_url,
+        settings.nats_stream,
+        user=settings.nats_user,
+        password=_revealed(settings.nats_password),
+        token=_revealed(settings.nats_token),
+        nkey_seed=_revealed(settings.nats_nkey_seed),
+        credentials_file=_text(settings.nats_credentials_file),
+        tls_ca_file=_text(settings.nats_tls_ca),
+        tls_cert_file=_text(settings.nats_tls_cert),
+        tls_key_file=_text(settings.nats_tls_key),
+        name=settings.service_name,
+        publish_timeout_s=settings.nats_publish_timeout,
+    )
+
+
+def _revealed(secret: Secret | None) -> str | None:
+    return None if secret is None else secret.reveal().decode("utf-8", "surrogateescape")
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def parse_server(url: str) -> Server:

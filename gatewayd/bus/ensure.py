@@ -4,9 +4,10 @@ The stream and its consumer on a server: look, create what is missing, raise wha
 Decides nothing itself (stream.py does); awaits what the bus hands out. Used at every connect and by gatewayctl.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from gatewayd.bus.api import Api, api
 from gatewayd.bus.publication import Unpublished
 from gatewayd.bus.stream import (
     ConsumerWanted,
@@ -22,10 +23,11 @@ from gatewayd.bus.stream import (
     stream_config,
     warnings,
 )
-from gatewayd.bus.tail import Api, api
 
 _STREAM_NOT_FOUND = "(10059)"
 _CONSUMER_NOT_FOUND = "(10014)"
+_NO_ROOM = "(10047)"  # "insufficient storage resources available"
+_SMALLEST_GUESS = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +62,21 @@ async def check_stream(bus: Api, wanted: StreamWanted, around: Surroundings) -> 
     return Checked(info, (*differences(info, wanted), *warnings(info, around)))
 
 
-async def ensure_stream(bus: Api, wanted: StreamWanted, around: Surroundings) -> Checked | Unpublished:
+async def ensure_stream(
+    bus: Api, wanted: StreamWanted, around: Surroundings, *, guessed: bool = False
+) -> Checked | Unpublished:
     """
     Make the stream when there is none, raise it when it is ours and too small, and report what is left.
 
-    Safe in several processes at once: an identical stream that another one made meanwhile is the same stream.
+    `guessed` says that nobody set max_bytes: half of a disk that may not be the server's. One that the server has no
+    room for is halved until it fits. Safe in several processes at once: an identical stream that another one made
+    meanwhile is the same stream.
     """
     found = await check_stream(bus, wanted, around)
     if isinstance(found, Unpublished):
         return found
     if found is None:
-        info = await api(bus, f"$JS.API.STREAM.CREATE.{wanted.name}", stream_config(wanted))
+        info = await _create(bus, wanted, guessed=guessed)
         if isinstance(info, Unpublished):
             return info
         return Checked(info, (*differences(info, wanted), *warnings(info, around)), made=True)
@@ -81,6 +87,15 @@ async def ensure_stream(bus: Api, wanted: StreamWanted, around: Surroundings) ->
     if isinstance(info, Unpublished):
         return info
     return Checked(info, (*differences(info, wanted), *warnings(info, around)), raised=True)
+
+
+async def _create(bus: Api, wanted: StreamWanted, *, guessed: bool) -> dict[str, Any] | Unpublished:
+    while True:
+        info = await api(bus, f"$JS.API.STREAM.CREATE.{wanted.name}", stream_config(wanted))
+        full = isinstance(info, Unpublished) and info.error.endswith(_NO_ROOM)
+        if not (guessed and full) or wanted.max_bytes < _SMALLEST_GUESS:
+            return info
+        wanted = replace(wanted, max_bytes=wanted.max_bytes // 2)
 
 
 async def check_consumer(bus: Api, wanted: ConsumerWanted) -> Checked | Unpublished | None:

@@ -24,9 +24,6 @@ T = TypeVar("T")
 SHED_WHILE_MOVING_S: Final = 30.0
 """A consumer counts as reading while its acknowledgements moved within this time."""
 
-_NO_ROOM: Final = "(10047)"  # "insufficient storage resources available"
-_SMALLEST_GUESS: Final = 64 * 1024 * 1024
-
 
 class StreamKeeper:
     """
@@ -103,7 +100,7 @@ class StreamKeeper:
         What fails is said in the warnings and tried again by tick().
         """
         bus, acknowledged = self._bus, self._bus.last_sequence
-        stream = await self._ensure()
+        stream = await ensure_stream(bus, self._stream, self._around(), guessed=self._guessed)
         if isinstance(stream, Unpublished):
             self._fail(f"The stream {self._stream.name} cannot be read or made: {stream.error}")
             return
@@ -127,18 +124,6 @@ class StreamKeeper:
             _log.info("{count} nonces read back from the stream", event="nonces.read_back", count=read.count)
         self._prepared, self._trouble = True, ""
         self._ready()
-
-    async def _ensure(self) -> Checked | Unpublished:
-        """
-        The stream, made when there is none. Where nobody said how large it may be, half of the server's disk is a
-        guess of ours: one that the server has no room for is halved until it fits.
-        """
-        while True:
-            stream = await ensure_stream(self._bus, self._stream, self._around())
-            full = isinstance(stream, Unpublished) and stream.error.endswith(_NO_ROOM)
-            if not full or not self._guessed or self._stream.max_bytes < _SMALLEST_GUESS:
-                return stream
-            self._stream = replace(self._stream, max_bytes=self._stream.max_bytes // 2)
 
     def _around(self) -> Surroundings:
         return Surroundings(self._bus.server_version, self._bus.max_payload, self._sync_always, self._wall())

@@ -23,6 +23,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gatewayd.aio import Loop
+from gatewayd.bus.api import read_api
 from gatewayd.bus.client import Client, Ear, Link, NatsSettings, Server, describe, parse_server
 from gatewayd.bus.lane import BusCounters, Lane
 from gatewayd.bus.publication import BusState, Cause, Message, Published, Stored, Unpublished
@@ -38,7 +39,7 @@ TICK_S: Final = 0.05
 STOP_S: Final = 3.0
 """Beyond the budget of stop(): what closing may take at most."""
 
-_MESSAGE_NOT_FOUND: Final = 10037
+_MESSAGE_NOT_FOUND: Final = "(10037)"
 _ADDED_BY_DIRECT_GET: Final = frozenset({"Nats-Stream", "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp"})
 
 
@@ -444,13 +445,12 @@ def stored_direct(sequence: int, answer: Reply) -> Stored:
 
 def stored_by_leader(answer: bytes, msg_id: str) -> Stored | Unpublished | None:
     """What the stream's leader says of one sequence: the message if it carries `msg_id`, None when it is gone."""
-    members = json.loads(answer)
-    error = members.get("error")
-    if error is not None:
-        if error.get("err_code") == _MESSAGE_NOT_FOUND:
-            return None
-        return Unpublished(Cause.REJECTED, f"{error.get('description', '')} ({error.get('err_code', 0)})")
-    message = members["message"]
+    members = read_api(answer)
+    if isinstance(members, Unpublished):
+        return None if members.error.endswith(_MESSAGE_NOT_FOUND) else members
+    message = members.get("message")
+    if not isinstance(message, dict):
+        return Unpublished(Cause.REJECTED, "the answer holds no message")
     headers: dict[str, str] = {}
     for line in base64.b64decode(message.get("hdrs", "")).split(b"\r\n")[1:]:
         name, colon, text = line.partition(b":")

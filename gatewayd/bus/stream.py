@@ -17,6 +17,7 @@ from gatewayd.times import Wall, parse_rfc3339
 
 NS: Final = 1_000_000_000
 CREATOR: Final = "gatewayd"
+SUBJECTS: Final = ("signals.>", "dlq.>")
 OLDEST_SERVER: Final = (2, 12, 6)
 SMALLEST_MAX_PAYLOAD: Final = 2_000_000
 FULL_SHARE: Final = 0.7
@@ -35,7 +36,7 @@ class StreamWanted:
     max_age_s: float
     max_bytes: int
     duplicate_window_s: float
-    subjects: tuple[str, ...] = ("signals.>", "dlq.>")
+    subjects: tuple[str, ...] = SUBJECTS
     replicas: int = 1
 
 

@@ -14,7 +14,8 @@ from typing import Any, Final, Protocol, TypeAlias
 from nats.aio.msg import Msg
 from twisted.internet.defer import Deferred
 
-from gatewayd.bus.publication import Cause, Unpublished
+from gatewayd.bus.api import Api, api
+from gatewayd.bus.publication import Unpublished
 from gatewayd.bus.requests import status_of
 from gatewayd.times import Wall, format_wall, parse_rfc3339
 
@@ -22,7 +23,6 @@ Seen: TypeAlias = Callable[[str, Mapping[str, str], int, Wall], object]
 """Called with subject, headers, sequence and time of each message."""
 
 SLICE: Final = 1000
-API_TIMEOUT_S: Final = 2.0
 SLICE_TIMEOUT_S: Final = 5.0
 _FORGOTTEN_NS: Final = 30_000_000_000  # the server drops the consumer when nobody has asked for so long
 
@@ -35,13 +35,6 @@ class ReadBack:
     last_sequence: int
 
 
-class Api(Protocol):
-    """The connection, as calls of the JetStream API need it."""
-
-    def request(self, subject: str, payload: bytes, timeout_s: float) -> Deferred[bytes | Unpublished]:
-        """One answer to one request."""
-
-
 class Reading(Api, Protocol):
     """The connection, as the reader needs it."""
 
@@ -49,26 +42,6 @@ class Reading(Api, Protocol):
         self, subject: str, payload: bytes, count: int, timeout_s: float, heard: Callable[[Msg], object]
     ) -> Deferred[Unpublished | None]:
         """Ask, and hear `count` messages or fewer; fires when they came or the server said that there are no more."""
-
-
-async def api(bus: Api, subject: str, members: Mapping[str, Any]) -> dict[str, Any] | Unpublished:
-    """One call of the JetStream API; its error is an Unpublished with the server's text and number."""
-    answer = await bus.request(subject, json.dumps(members).encode() if members else b"", API_TIMEOUT_S)
-    return answer if isinstance(answer, Unpublished) else read_api(answer)
-
-
-def read_api(answer: bytes) -> dict[str, Any] | Unpublished:
-    """The members of an answer of the JetStream API, or its error."""
-    try:
-        read = json.loads(answer)
-    except ValueError:
-        read = None
-    if not isinstance(read, dict):
-        return Unpublished(Cause.REJECTED, "the answer is no JSON object")
-    error = read.get("error")
-    if isinstance(error, dict):
-        return Unpublished(Cause.REJECTED, f"{error.get('description', '')} ({error.get('err_code', 0)})")
-    return read
 
 
 async def read_back(

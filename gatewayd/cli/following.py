@@ -20,16 +20,16 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from gatewayd.bus.client import NatsSettings, describe
+from gatewayd.bus.publication import Unpublished
 from gatewayd.bus.requests import status_of
 from gatewayd.cli.console import Code, Failed, note, plain, show
-from gatewayd.cli.link import Link, Refusal, open_link
+from gatewayd.cli.link import Link, open_link, refused
 from gatewayd.times import format_wall
 
 BATCH: Final = 200
 WAIT_S: Final = 5.0
 _PAUSE_S: Final = 1.0
 _FORGOTTEN_NS: Final = 30_000_000_000
-_NO_STREAM: Final = 10059
 _WIDER: Final = 4
 
 
@@ -102,13 +102,8 @@ class Following:
 
     async def _state(self, link: Link) -> Mapping[str, Any]:
         info = await link.ask(f"STREAM.INFO.{link.stream}", {})
-        if isinstance(info, Refusal):
-            if info.number == _NO_STREAM:
-                raise Failed(
-                    Code.NOT_IN_ORDER,
-                    f"there is no stream {link.stream}; `gatewayctl stream ensure` makes it",
-                )
-            raise Failed(Code.NOT_IN_ORDER, f"NATS refuses: {plain(info.text)} ({info.number})")
+        if isinstance(info, Unpublished):
+            raise refused(info)
         state: Mapping[str, Any] = info["state"]
         return state
 
@@ -124,8 +119,8 @@ class Following:
             "inactive_threshold": _FORGOTTEN_NS,
         }
         made = await link.ask(f"CONSUMER.CREATE.{link.stream}", {"stream_name": link.stream, "config": config})
-        if isinstance(made, Refusal):
-            raise Failed(Code.NOT_IN_ORDER, f"NATS refuses: {plain(made.text)} ({made.number})")
+        if isinstance(made, Unpublished):
+            raise refused(made)
         return _Consumer(str(made["name"]), int(made["num_pending"]))
 
     async def _read(self, link: Link, consumer: _Consumer) -> None:

@@ -6,66 +6,39 @@ never shows a credential.
 """
 
 import asyncio
-import json
 from collections import deque
 from collections.abc import Awaitable, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import nats.errors
 from nats.aio.client import Client as Driver
 
-from gatewayd.bus.client import NatsSettings, credentials, describe, parse_server
-from gatewayd.cli.console import Code, Failed, json_or_none
+from gatewayd import state_files
+from gatewayd.bus.api import api
+from gatewayd.bus.client import NatsSettings, credentials, describe, nats_settings_of, parse_server
+from gatewayd.bus.publication import Unpublished
+from gatewayd.cli.console import Code, Failed, json_or_none, plain
 
 if TYPE_CHECKING:
-    from gatewayd.secret import Secret
     from gatewayd.settings import Settings
 
 CONNECT_S: Final = 2.0
-ANSWER_S: Final = 5.0
 CLOSE_S: Final = 1.0
+_NO_STREAM: Final = "(10059)"  # what the API's error ends with
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """JetStream's error: its number (err_code) and text."""
-
-    number: int
-    text: str
 
 
 def nats_settings(settings: "Settings") -> NatsSettings:
     """Where NATS is: NATS_URL and its logins; without it the server that a gateway in development runs now."""
     if settings.embedded_nats:
         return _embedded(settings)
-    return NatsSettings(
-        settings.nats_url,
-        settings.nats_stream,
-        user=settings.nats_user,
-        password=_text(settings.nats_password),
-        token=_text(settings.nats_token),
-        nkey_seed=_text(settings.nats_nkey_seed),
-        credentials_file=_path(settings.nats_credentials_file),
-        tls_ca_file=_path(settings.nats_tls_ca),
-        tls_cert_file=_path(settings.nats_tls_cert),
-        tls_key_file=_path(settings.nats_tls_key),
-    )
-
-
-def _text(secret: "Secret | None") -> str | None:
-    return None if secret is None else secret.reveal().decode("utf-8", "surrogateescape")
-
-
-def _path(path: object) -> str | None:
-    return None if path is None else str(path)
+    return nats_settings_of(settings)
 
 
 def _embedded(settings: "Settings") -> NatsSettings:
-    path = settings.state_directory / "nats" / "client.json"
+    path = settings.state_directory / state_files.CLIENT
     try:
         found = json_or_none(path.read_bytes())
     except FileNotFoundError:
@@ -80,6 +53,13 @@ def _embedded(settings: "Settings") -> NatsSettings:
     if not (isinstance(url, str) and isinstance(user, str) and isinstance(password, str)):
         raise Failed(Code.UNREACHABLE, f"{path} cannot be understood: is a gateway running?")
     return NatsSettings((url,), settings.nats_stream, user=user, password=password)
+
+
+def refused(answer: Unpublished) -> Failed:
+    """What a command ends with when JetStream refuses a call."""
+    if answer.error.endswith(_NO_STREAM):
+        return Failed(Code.NOT_IN_ORDER, "there is no stream; `gatewayctl stream ensure` makes it")
+    return Failed(Code.NOT_IN_ORDER, f"NATS refuses: {plain(answer.error)}")
 
 
 def run(command: Coroutine[Any, Any, Result]) -> Result:
@@ -121,24 +101,21 @@ class Link:
         """Bytes that a message may have."""
         return self.driver.max_payload
 
-    async def ask(self, call: str, members: Mapping[str, Any]) -> dict[str, Any] | Refusal:
-        """One call of the JetStream API, `$JS.API.` left out; Failed when there is no answer."""
-        payload = json.dumps(members).encode() if members else b""
+    async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes | Unpublished:
+        """One request and its answer (see bus.api.Api); Failed when there is none."""
         try:
-            message = await within(ANSWER_S + 1, self.driver.request(f"$JS.API.{call}", payload, timeout=ANSWER_S))
+            message = await within(timeout_s + 1, self.driver.request(subject, payload, timeout=timeout_s))
         except nats.errors.NoRespondersError:
             raise Failed(
                 Code.UNREACHABLE, "the server has no JetStream for this user, or its stream has no leader now"
             ) from None
         except (nats.errors.Error, TimeoutError, OSError) as error:
             raise Failed(Code.UNREACHABLE, f"NATS does not answer: {describe(error)}") from None
-        answer = json_or_none(message.data)
-        if not isinstance(answer, dict):
-            raise Failed(Code.UNREACHABLE, "NATS answers something that is not JetStream's")
-        refusal = answer.get("error")
-        if isinstance(refusal, dict):
-            return Refusal(int(refusal.get("err_code", 0)), str(refusal.get("description", "")))
-        return answer
+        return message.data
+
+    async def ask(self, call: str, members: Mapping[str, Any]) -> dict[str, Any] | Unpublished:
+        """One call of the JetStream API, `$JS.API.` left out; Failed when there is no answer."""
+        return await api(self, f"$JS.API.{call}", members)
 
     async def close(self) -> None:
         """Close within CLOSE_S; a connection to a server that hangs is left to the end of the process."""

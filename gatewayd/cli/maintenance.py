@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from gatewayd import state_files
 from gatewayd.cli.console import Code, Failed, Surroundings, json_option, json_or_none, note, plain, show_as
 from gatewayd.cli.situation import config_option, load_settings
 from gatewayd.times import Wall, format_wall, parse_rfc3339
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from gatewayd.maintenance import Window
     from gatewayd.settings import Settings
 
-FILE_NAME: Final = "maintenance.json"
 LONGEST_S: Final = 30 * 86400.0
 _MAX_FILE_BYTES: Final = 65536
 _DEFAULT_RETRY_AFTER_S: Final = 300.0
@@ -136,7 +136,7 @@ class _Place:
 
     def __init__(self, directory: Path, settings: "Settings | None") -> None:
         self.directory = directory
-        self.file = directory / FILE_NAME
+        self.file = directory / state_files.MAINTENANCE
         self._settings = settings
 
     @classmethod
@@ -162,7 +162,7 @@ class _Place:
 
     def write(self, content: bytes) -> None:
         """Replace the file in one step; readable for a gateway that runs as another user."""
-        temporary = self.directory / f".{FILE_NAME}.{os.getpid()}"
+        temporary = self.directory / f".{state_files.MAINTENANCE}.{os.getpid()}"
         try:
             with temporary.open("wb") as file:
                 os.fchmod(file.fileno(), 0o644)

@@ -149,10 +149,10 @@ def _secrets_of_file(path: str) -> "tuple[Secret, ...]":
 
 def _generated(state_directory: Path) -> "tuple[Secret, ...]":
     """The secret that development mode made and keeps."""
-    from gatewayd.development import SECRET_NAME
+    from gatewayd import state_files
     from gatewayd.secret import Secret
 
-    path = state_directory / SECRET_NAME
+    path = state_directory / state_files.SECRET
     try:
         value = path.read_bytes().strip()
     except FileNotFoundError:
@@ -162,8 +162,8 @@ def _generated(state_directory: Path) -> "tuple[Secret, ...]":
     if not value:
         raise Failed(
             Code.WRONG,
-            "no secret: set API_KEY_HMAC_SECRET, name a file with --secret-file, or name with --source a source that has "
-            f"its own; no gateway in development left one in {path}",
+            "no secret: set API_KEY_HMAC_SECRET, or give --secret-file, or with --source a source that has its own; "
+            f"no gateway in development left one in {path}",
         )
     return (Secret(value),)
 

@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from gatewayd.cli.console import Code, Failed, Surroundings, json_option, note, plain, show_as
+from gatewayd.cli.console import Code, Surroundings, json_option, note, plain, show_as
 from gatewayd.cli.situation import config_option, require_settings
 
 if TYPE_CHECKING:
-    from gatewayd.bus.stream import ConsumerWanted, Finding, StreamWanted
-    from gatewayd.cli.link import Link, Refusal
+    from gatewayd.bus import stream as rules
+    from gatewayd.bus.ensure import Checked
+    from gatewayd.bus.stream import Finding
+    from gatewayd.cli.link import Link
     from gatewayd.settings import Settings
 
-_NO_STREAM: Final = 10059
-_NO_CONSUMER: Final = 10014
-_NO_ROOM: Final = 10047
 _MIB: Final = 1024 * 1024
-_SMALLEST_GUESS: Final = 64 * _MIB
 
 
 @click.group()
@@ -129,109 +127,52 @@ def _run(settings: "Settings", command: Any) -> int:
     return run(whole())
 
 
-def wanted_stream(settings: "Settings", max_bytes: int) -> "StreamWanted":
-    """The stream that these settings ask for."""
-    from gatewayd.bus.stream import StreamWanted, covers
-
-    wanted = StreamWanted(settings.nats_stream, settings.nats_stream_max_age, max_bytes, settings.duplicate_window_s)
-    own = (settings.nats_subject_signals_raw, settings.nats_subject_signals_normalized)
-    more = [subject for subject in own if not any(covers(pattern, subject) for pattern in wanted.subjects)]
-    if not more:
-        return wanted
-    return StreamWanted(wanted.name, wanted.max_age_s, max_bytes, wanted.duplicate_window_s, (*wanted.subjects, *more))
-
-
-def wanted_consumer(settings: "Settings") -> "ConsumerWanted":
-    """The consumer that these settings ask for."""
-    from gatewayd.bus.stream import ConsumerWanted
-
-    return ConsumerWanted(settings.nats_stream, settings.nats_durable, settings.nats_subject_signals_normalized)
-
-
-async def _info(link: "Link", call: str, missing: int) -> dict[str, Any] | None:
-    """An INFO call's answer; None when there is no such thing."""
-    from gatewayd.cli.link import Refusal
-
-    answer = await link.ask(call, {})
-    if not isinstance(answer, Refusal):
-        return answer
-    if answer.number == missing:
-        return None
-    raise _refused(answer)
-
-
-def _refused(refusal: "Refusal") -> Failed:
-    if refusal.number == _NO_STREAM:
-        return Failed(Code.NOT_IN_ORDER, "there is no stream; `gatewayctl stream ensure` makes it")
-    return Failed(Code.NOT_IN_ORDER, f"NATS refuses: {plain(refusal.text)} ({refusal.number})")
-
-
 async def _check(link: "Link", settings: "Settings", surroundings: Surroundings, *, as_json: bool) -> int:
-    info = await _info(link, f"STREAM.INFO.{settings.nats_stream}", _NO_STREAM)
-    if info is None:
-        from gatewayd.bus.stream import Finding
+    from gatewayd.bus.ensure import check_consumer, check_stream
+    from gatewayd.bus.publication import Unpublished
+    from gatewayd.bus.stream import Finding
+    from gatewayd.bus.wanted import wanted_consumer, wanted_stream
+    from gatewayd.cli.link import refused
 
+    stream = await check_stream(link, wanted_stream(settings, 0), _around(link, settings, surroundings))
+    if isinstance(stream, Unpublished):
+        raise refused(stream)
+    if stream is None:
         text = f"There is no stream {settings.nats_stream}. Make it with `gatewayctl stream ensure`."
-        finding = Finding("stream_missing", text, fatal=True)
-        show_as(as_json, _value(settings.nats_stream, "missing", None, [finding]), _finding_lines([finding]))
+        missing = [Finding("stream_missing", text, fatal=True)]
+        show_as(as_json, _value(settings.nats_stream, "missing", None, missing), _finding_lines(missing))
         return Code.NOT_IN_ORDER
-    findings = _findings(link, info, wanted_stream(settings, 0), settings, surroundings)
-    found = await _info(link, f"CONSUMER.INFO.{settings.nats_stream}.{settings.nats_durable}", _NO_CONSUMER)
-    lines = [_stream_line(info)]
-    value = _value(settings.nats_stream, "present", info, findings)
-    if found is None:
+    consumer = await check_consumer(link, wanted_consumer(settings))
+    if isinstance(consumer, Unpublished):
+        raise refused(consumer)
+    findings = [*stream.findings, *(() if consumer is None else consumer.findings)]
+    value = _value(settings.nats_stream, "present", stream.info, findings)
+    lines = [_stream_line(stream.info)]
+    if consumer is None:
         note(f"there is no consumer {settings.nats_durable}; `gatewayctl consumer ensure` makes it")
         value["consumer"] = None
     else:
-        from gatewayd.bus.stream import consumer_differences
-
-        more = consumer_differences(found, wanted_consumer(settings))
-        findings += more
-        value["findings"] += [_finding_value(finding) for finding in more]
-        value["consumer"] = _lag_value(found)
-        lines.append(_consumer_line(found))
-    value["ok"] = not findings
+        value["consumer"] = _lag_value(consumer.info)
+        lines.append(_consumer_line(consumer.info))
     show_as(as_json, value, [*lines, *_finding_lines(findings)])
     return Code.NOT_IN_ORDER if findings else Code.OK
 
 
 async def _ensure(link: "Link", settings: "Settings", surroundings: Surroundings, *, as_json: bool) -> int:
-    from gatewayd.bus.stream import raised
-    from gatewayd.cli.link import Refusal
+    from gatewayd.bus.ensure import ensure_stream
+    from gatewayd.bus.publication import Unpublished
+    from gatewayd.bus.wanted import wanted_stream
+    from gatewayd.cli.link import refused
 
-    wanted = wanted_stream(settings, 0)
-    found = await _info(link, f"STREAM.INFO.{wanted.name}", _NO_STREAM)
-    info: dict[str, Any] | Refusal
-    if found is None:
-        info, done = await _create(link, settings), "made"
-    elif (config := raised(found, wanted)) is not None:
-        info, done = await link.ask(f"STREAM.UPDATE.{wanted.name}", config), "raised"
-    else:
-        info, done = found, "present"
-    if isinstance(info, Refusal):
-        raise _refused(info)
-    findings = _findings(link, info, wanted, settings, surroundings)
-    value = _value(wanted.name, done, info, findings)
-    show_as(as_json, value, [f"{done}: {_stream_line(info)}", *_finding_lines(findings)])
-    return Code.NOT_IN_ORDER if findings else Code.OK
-
-
-async def _create(link: "Link", settings: "Settings") -> "dict[str, Any] | Refusal":
-    """
-    A new stream. Where nobody said how large it may become, half of this machine's free disk is a guess: one that the
-    server has no room for is halved until it fits.
-    """
-    from gatewayd.bus.stream import stream_config
-    from gatewayd.cli.link import Refusal
-
-    max_bytes = settings.nats_stream_max_bytes or _half_free_disk(settings.state_directory)
-    while True:
-        config = stream_config(wanted_stream(settings, max_bytes))
-        answer = await link.ask(f"STREAM.CREATE.{settings.nats_stream}", config)
-        full = isinstance(answer, Refusal) and answer.number == _NO_ROOM
-        if not full or settings.nats_stream_max_bytes is not None or max_bytes < _SMALLEST_GUESS:
-            return answer
-        max_bytes //= 2
+    guess = settings.nats_stream_max_bytes or _half_free_disk(settings.state_directory)
+    wanted, around = wanted_stream(settings, guess), _around(link, settings, surroundings)
+    stream = await ensure_stream(link, wanted, around, guessed=settings.nats_stream_max_bytes is None)
+    if isinstance(stream, Unpublished):
+        raise refused(stream)
+    done = _done(stream)
+    value = _value(wanted.name, done, stream.info, stream.findings)
+    show_as(as_json, value, [f"{done}: {_stream_line(stream.info)}", *_finding_lines(stream.findings)])
+    return Code.NOT_IN_ORDER if stream.findings else Code.OK
 
 
 def _half_free_disk(directory: Path) -> int:
@@ -240,43 +181,37 @@ def _half_free_disk(directory: Path) -> int:
     return shutil.disk_usage(present).free // 2 // _MIB * _MIB
 
 
+def _done(checked: "Checked") -> str:
+    return "made" if checked.made else "raised" if checked.raised else "present"
+
+
 async def _ensure_consumer(link: "Link", settings: "Settings", *, as_json: bool) -> int:
-    from gatewayd.bus.stream import consumer_config, consumer_differences
-    from gatewayd.cli.link import Refusal
+    from gatewayd.bus.ensure import ensure_consumer
+    from gatewayd.bus.publication import Unpublished
+    from gatewayd.bus.wanted import wanted_consumer
+    from gatewayd.cli.link import refused
 
     wanted = wanted_consumer(settings)
-    info: dict[str, Any] | Refusal | None = await _info(
-        link, f"CONSUMER.INFO.{wanted.stream}.{wanted.durable}", _NO_CONSUMER
-    )
-    done = "present"
-    if info is None:
-        call = f"CONSUMER.CREATE.{wanted.stream}.{wanted.durable}.{wanted.filter_subject}"
-        members = {"stream_name": wanted.stream, "config": consumer_config(wanted), "action": "create"}
-        info, done = await link.ask(call, members), "made"
-    if isinstance(info, Refusal):
-        raise _refused(info)
-    findings = consumer_differences(info, wanted)
+    consumer = await ensure_consumer(link, wanted)
+    if isinstance(consumer, Unpublished):
+        raise refused(consumer)
     value = {
         "consumer": wanted.durable,
-        "state": done,
-        "ok": not findings,
-        "findings": [_finding_value(finding) for finding in findings],
-        **_lag_value(info),
+        "state": _done(consumer),
+        "ok": not consumer.findings,
+        "findings": [_finding_value(finding) for finding in consumer.findings],
+        **_lag_value(consumer.info),
     }
-    show_as(as_json, value, [f"{done}: {_consumer_line(info)}", *_finding_lines(findings)])
-    return Code.NOT_IN_ORDER if findings else Code.OK
+    show_as(as_json, value, [f"{_done(consumer)}: {_consumer_line(consumer.info)}", *_finding_lines(consumer.findings)])
+    return Code.NOT_IN_ORDER if consumer.findings else Code.OK
 
 
-def _findings(
-    link: "Link", info: dict[str, Any], wanted: "StreamWanted", settings: "Settings", surroundings: Surroundings
-) -> "list[Finding]":
+def _around(link: "Link", settings: "Settings", surroundings: Surroundings) -> "rules.Surroundings":
     from gatewayd.bus import stream as rules
 
     # The embedded server writes to the disk before it acknowledges; another one does not say.
-    around = rules.Surroundings(
-        link.server_version, link.max_payload, True if settings.embedded_nats else None, surroundings.wall()
-    )
-    return [*rules.differences(info, wanted), *rules.warnings(info, around)]
+    synced = True if settings.embedded_nats else None
+    return rules.Surroundings(link.server_version, link.max_payload, synced, surroundings.wall())
 
 
 def _finding_value(finding: "Finding") -> dict[str, Any]:

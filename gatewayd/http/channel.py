@@ -238,7 +238,10 @@ class Channel:
             if self._state is not _HEAD:
                 break
             turns -= 1
-            if not turns and self.framing.held:
+            if not self.framing.held:
+                if not self._eof:
+                    break
+            elif not turns:
                 # 256 KiB of pipelined requests would keep everybody else waiting for a tenth of a second.
                 self._site.clock.callLater(0, self._pump)
                 break

@@ -25,6 +25,7 @@ from gatewayd.http.message import Request, Response
 from gatewayd.log import AccessLog, Form, Level, Log, Redactor, RepeatFilter, form_for, make_log
 from gatewayd.logwriter import LogWriter, Output, open_path
 from gatewayd.times import Wall
+from tests.directories import temporary_path
 
 NOW = Wall(1_705_314_600.25)
 AT = "2024-01-15T10:30:00.250Z"
@@ -45,7 +46,7 @@ class LogTest(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.clock.advance(1000)
-        self.path = Path(self.mktemp())
+        self.path = temporary_path(self)
         self.publisher = LogPublisher()
         self.ours = Logger(namespace="gatewayd.test", observer=self.publisher)
         self.foreign = Logger(namespace="twisted.web", observer=self.publisher)

@@ -176,7 +176,7 @@ def test_not_reached() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     ended = gatewayctl("send", "--url", url, "--count", "100", "--retries", "1", environ=ENVIRON)
     assert ended.code == 3
-    assert "unreached 1" in ended.out
+    assert "unreached 1;" in ended.out
     assert "Connection refused" in ended.err
 
 

@@ -15,8 +15,11 @@ from twisted.internet.threads import deferToThread
 from gatewayd.http.addresses import Address, Kind, parse_address
 from gatewayd.http.endpoint import CannotListen, listen, load_tls
 from gatewayd.http.exchange import HandOver
+from gatewayd.http.rules import Limits
+from gatewayd.http.stock import StockLeaf
 from tests.fakes.connection import Leaf, get, read_answers
 from tests.servers import Certificates, make_certificates
+from tests.unit.http.test_stock import File
 from tests.wire.listeners import CLIENT_TIMEOUT_S, read_to_end, read_until, serving
 
 CLOSE = get("/healthz", "Connection: close")
@@ -232,6 +235,41 @@ async def test_tls_hand_over(certificates: Certificates) -> None:
     tls = load_tls(str(certificates.cert), str(certificates.key))
     async with serving({b"/echo": leaf}, tls=tls) as served:
         assert await served.run(client) == b"EARLY LATE"
+        await served.until(lambda: served.site.open == 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_files(certificates: Certificates, tmp_path: Path) -> None:
+    """A Resource's file of 5 MB comes whole, to a client that reads in small pieces, plain and inside TLS."""
+    content = os.urandom(5_000_000)
+    (tmp_path / "big.bin").write_bytes(content)
+
+    def read_slowly(stream: socket) -> bytes:
+        stream.sendall(get("/big.bin", "Connection: close"))
+        received = []
+        while piece := stream.recv(8192):
+            received.append(piece)
+        return b"".join(received)
+
+    def client(connection: socket) -> bytes:
+        with secured(certificates, connection) as stream:
+            return read_slowly(stream)
+
+    for tls in (None, load_tls(str(certificates.cert), str(certificates.key))):
+        async with serving({}, tls=tls) as served:
+            served.leaves[b"/big.bin"] = StockLeaf(File(str(tmp_path)), served.reactor, corr_id=lambda: "req_file")
+            (answer,) = read_answers(await served.run(read_slowly if tls is None else client))
+            assert answer.body == content
+            await served.until(lambda served=served: served.site.open == 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_silent_tls_client(certificates: Certificates) -> None:
+    """A client that never finishes its handshake is closed at the deadline of the first head."""
+    tls = load_tls(str(certificates.cert), str(certificates.key))
+    async with serving(tls=tls, limits=Limits(head_s=0.5)) as served:
+        with pytest.raises(ConnectionResetError):
+            await served.run(read_to_end)
         await served.until(lambda: served.site.open == 0)
 
 

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from nats.aio.client import Client as Driver
 from twisted.trial.unittest import SynchronousTestCase
 
+from gatewayd.bus.api import read_api
 from gatewayd.bus.client import NatsSettings, check_private_names, credentials, describe, parse_server
 from gatewayd.bus.nats import Seldom, stored_by_leader, stored_direct
 from gatewayd.bus.publication import Cause, Stored, Unpublished
 from gatewayd.bus.requests import Reply
-from gatewayd.bus.tail import place, read_api
+from gatewayd.bus.tail import place
 from gatewayd.times import Wall
 
 
@@ -139,5 +140,7 @@ class ReadingTests(SynchronousTestCase):
         self.assertIsNone(stored_by_leader(found, "2"))
         self.assertIsNone(stored_by_leader(b'{"error":{"code":404,"err_code":10037}}', "1"))
         self.assertIsInstance(stored_by_leader(b'{"error":{"code":404,"err_code":10059}}', "1"), Unpublished)
+        for rubbish in (b"", b"[]", b"{}", b'{"message":1}'):
+            self.assertIsInstance(stored_by_leader(rubbish, "1"), Unpublished)
         bare = b'{"message":{"subject":"a","seq":1,"time":"2024-01-15T10:30:00Z"}}'
         self.assertIsNone(stored_by_leader(bare, "1"))

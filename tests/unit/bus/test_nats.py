@@ -7,7 +7,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from gatewayd.bus.client import NatsSettings, Server
+from gatewayd.bus.client import Ear, NatsSettings, Server
 from gatewayd.bus.nats import NatsBus
 from gatewayd.bus.publication import BusState, Cause, Message, Published, Unpublished
 from gatewayd.bus.requests import Reply
@@ -55,6 +55,21 @@ class Connection:
 
     def lose(self, error: str) -> None:
         self.bus.lost(error)
+
+    async def listen(self, heard: Callable[[Any], object]) -> Ear:
+        self.heard = heard
+        connection: Any = self
+        return Ear("_INBOX.y", connection, connection)
+
+    async def silence(self, _: object) -> None:
+        self.written.append(b"UNSUB")
+
+
+class Delivery:
+    """A message as the driver hands it on."""
+
+    def __init__(self, status: str = "") -> None:
+        self.headers = {"Status": status} if status else {"Nats-Msg-Id": "a"}
 
 
 class BusTests(SynchronousTestCase):
@@ -162,6 +177,36 @@ class BusTests(SynchronousTestCase):
         reading = self.bus.read(7, b"id")
         self.pump(2.1)
         self.assertIsInstance(self.successResultOf(reading), Unpublished)
+
+    def test_a_slice_ends_with_its_number_its_status_its_deadline_or_the_connection(self) -> None:
+        """Whatever comes first; the subscription goes in each case."""
+        self.start()
+        self.turns.from_asyncio = Deferred.fromCoroutine  # type: ignore[assignment]
+        heard: list[object] = []
+
+        def ask() -> Deferred[Unpublished | None]:
+            self.connection.written.clear()
+            slice_ = self.bus.slice("next", b"{}", 2, 5.0, heard.append)
+            self.assertEqual(self.connection.written, [b"PUB next _INBOX.y 2\r\n{}\r\n"])
+            self.connection.heard(Delivery())
+            self.assertNoResult(slice_)
+            return slice_
+
+        slice_ = ask()
+        self.connection.heard(Delivery())
+        self.assertIsNone(self.successResultOf(slice_))
+        self.connection.heard(Delivery())
+        slice_ = ask()
+        self.connection.heard(Delivery("408"))
+        self.assertIsNone(self.successResultOf(slice_))
+        slice_ = ask()
+        self.pump(5.1)
+        self.assertEqual(self.successResultOf(slice_), Unpublished(Cause.TIMEOUT, "no answer within 5 s"))
+        slice_ = ask()
+        self.connection.lose("reset")
+        self.assertEqual(self.successResultOf(slice_), Unpublished(Cause.DISCONNECTED, "reset"))
+        self.assertEqual(len(heard), 6)
+        self.assertIn(b"UNSUB", self.connection.written)
 
     def test_an_answer_that_nobody_can_read_harms_nobody(self) -> None:
         """Rubbish at the inbox is dropped and the next acknowledgement counts."""

@@ -32,5 +32,5 @@ class TestDocument(SynchronousTestCase):
         """Every option that the document names is one that a command has."""
         helps = " ".join(gatewayctl(*words, "--help").out for words in every_command())
         known = set(re.findall(r"--[a-z-]+", helps))
-        of_others = {"--data-binary", "--check-config", "--pty", "--quiet"}
+        of_others = {"--data-binary", "--check-config"}
         self.assertEqual(set(re.findall(r"--[a-z][a-z-]+", DOCUMENT)) - known - of_others, set())

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from gatewayd.cli.maintenance import FILE_NAME
 from gatewayd.maintenance import Maintenance
+from gatewayd.state_files import MAINTENANCE as FILE_NAME
 from tests.unit.cli.invocation import NOW, NOW_TEXT, Ended, gatewayctl
 
 

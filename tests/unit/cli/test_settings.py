@@ -1,9 +1,8 @@
 """gatewayctl config."""
 
-from pathlib import Path
-
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.directories import temporary_path
 from tests.unit.cli.invocation import gatewayctl
 
 SECRET = "canary-" + "x" * 33
@@ -36,7 +35,7 @@ class TestCheck(SynchronousTestCase):
 
     def test_file(self) -> None:
         """--config is checked too; one that cannot be read is a problem of its own."""
-        path = Path(self.mktemp())
+        path = temporary_path(self)
         path.write_text("prot = 1\n")
         problems = gatewayctl("config", "check", "--config", str(path), "--json").json["problems"]
         self.assertEqual([problem["setting"] for problem in problems], ["prot"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from gatewayd.ingress.signature import Signed, sign
+from tests.directories import temporary_path
 from tests.unit.cli.invocation import NOW_TEXT, Ended, gatewayctl
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "webhook_signatures.json").read_text())
@@ -51,7 +52,7 @@ class TestSign(SynchronousTestCase):
     def test_the_bytes_of_the_input_are_signed_as_they_are(self) -> None:
         """stdin and a file are signed with their last line break and with bytes that are no UTF-8."""
         body = b'{"a":1}\xff\r\n'
-        path = Path(self.mktemp())
+        path = temporary_path(self)
         path.write_bytes(body)
         signed = Signed(NOW_TEXT.encode(), b"nonce-0001", b"", body)
         line = f"X-Signature: {sign('v1', b's3', signed).decode()}"
@@ -114,7 +115,7 @@ class TestSecretChoice(SynchronousTestCase):
 
     def test_secret_file(self) -> None:
         """--secret-file comes before the environment; its last line break is no part of the secret."""
-        path = Path(self.mktemp())
+        path = temporary_path(self)
         path.write_text("from-file,other\n")
         ended = self.sign("--secret-file", str(path), API_KEY_HMAC_SECRET="shared")
         self.assertEqual(ended.lines[0], expected("from-file"))
@@ -131,7 +132,7 @@ class TestSecretChoice(SynchronousTestCase):
 
     def test_settings_file(self) -> None:
         """--config reads a source's secret from its table, and asks for settings without a problem."""
-        path = Path(self.mktemp())
+        path = temporary_path(self)
         path.write_text('[sources.custom]\nsecret = "of-the-table"\n')
         self.assertEqual(self.sign("--source", "custom", "--config", str(path)).lines[0], expected("of-the-table"))
         ended = self.sign("--source", "unknown", "--config", str(path), API_KEY_HMAC_SECRET="shared")
@@ -154,7 +155,7 @@ class TestSecretChoice(SynchronousTestCase):
 
     def test_no_secret_is_ever_shown(self) -> None:
         """Neither a secret nor what stands where a file's name is expected comes out, whatever is wrong."""
-        path = Path(self.mktemp())
+        path = temporary_path(self)
         path.write_text("canary-1,,canary-2\n")
         for words, environ in (
             (("--secret-file", str(path)), {}),

@@ -98,6 +98,7 @@ class ChannelCase(SynchronousTestCase):
         (request,) = self.webhook.requests
         self.assertEqual((request.values(b"x_nonce"), request.values(b"x-nonce")), ([], [b"3"]))
         self.assertNotIn(b"x_nonce", request.headers)
+        self.assertFalse(request.repeated)
 
     def test_order(self) -> None:
         """Pipelined requests are answered in their order, one in flight at a time, however late the first one is."""

@@ -96,10 +96,12 @@ class EndingCase(SynchronousTestCase):
         self.assertEqual(self.world.site.in_flight, 0)
 
     def test_idle(self) -> None:
-        """A kept connection is closed after 75 s without a request, silently."""
+        """A kept connection is closed after 75 s without a request, silently; empty lines begin none."""
         transport = self.world.connect()
         send(transport, get())
-        self.world.advance(74)
+        self.world.advance(10)
+        send(transport, b"\r\n")
+        self.world.advance(64)
         self.assertFalse(transport.lost)
         self.world.advance(2)
         self.assertTrue(transport.lost)
