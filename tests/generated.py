@@ -53,24 +53,29 @@ def codes() -> str:
     )
 
 
+_LABELS: Final = {"validation_errors": "type", "nats_errors": "type", "store_errors": "kind"}
+_CODES_INTRODUCTION: Final = """\
+# Codes
+
+Every refusal carries one of these codes in `code`, its word in `error`, and what is known of this very request in
+`details`. 429 and 503 always carry `Retry-After`. The same texts: `gatewayctl explain GW-005`.
+
+This page is generated from the table that the answers are made from.
+"""
+
+
 def codes_page() -> str:
     """docs/codes.md: each code with its cause, remedy and metric."""
-    parts = [
-        "# Codes\n\nEvery refusal carries one of these codes in `code`, its word in `error`, and what is known of this very "
-        "request in `details`. 429 and 503 always carry `Retry-After`. The same texts: `gatewayctl explain GW-005`.\n\nThis page is generated from the table that the answers are made from.\n"
-    ]
+    parts = [_CODES_INTRODUCTION]
     for row in TABLE.values():
         metric = "none" if row.counted is None else f"`gateway_{row.counted[0]}_total`"
-        if row.counted is not None and row.counted[0] in ("validation_errors", "nats_errors", "store_errors"):
+        if row.counted is not None and row.counted[0] in _LABELS:
             metric = f'`gateway_{row.counted[0]}_total{{{_LABELS[row.counted[0]]}="{row.counted[1]}"}}`'
         parts.append(
             f"## {row.code} `{row.slug}`\n\n- HTTP: {_statuses(row)}\n- Meaning: {row.message}\n"
             f"- Cause: {plain(row.cause)}\n- What to do: {plain(row.remedy)}\n- Metric: {metric}\n"
         )
     return "\n".join(parts)
-
-
-_LABELS: Final = {"validation_errors": "type", "nats_errors": "type", "store_errors": "kind"}
 
 
 # The metrics.
@@ -140,7 +145,11 @@ def members(name: str) -> str:
 
 
 def between(text: str, name: str, content: str) -> str:
-    """`text` with what stands between `<!-- name -->` and `<!-- /name -->` replaced; ValueError without just one pair."""
+    """
+    `text` with what stands between `<!-- name -->` and `<!-- /name -->` replaced.
+
+    ValueError unless there is just one such pair.
+    """
     opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
     if text.count(opening) != 1 or text.count(closing) != 1 or text.index(closing) < text.index(opening):
         raise ValueError(f"the markers of {name} must stand there once each, the opening one first")

@@ -59,7 +59,7 @@ class _Connection(asyncio.Protocol):
         if not found:
             return
         at = head.index(b"Content-Length: ") + 16
-        length = int(head[at : head.index(b"\r", at)])
+        length = int(head[at:].partition(b"\r")[0])
         if len(rest) < length:
             return
         self.run.statuses[int(head[9:12])] += 1

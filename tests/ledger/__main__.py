@@ -41,6 +41,7 @@ def main() -> int:
                 ),
             )
             try:
+                run.send()
                 report = run.reconcile()
             finally:
                 run.close()

@@ -9,7 +9,7 @@ whatever else is stored was attempted without an answer. Never reads a file, a s
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
@@ -17,87 +17,16 @@ import msgspec
 
 from tests.ledger.client import Line
 from tests.ledger.plan import BROKEN, Kind, Step, Webhook
+from tests.ledger.report import Counted, Fault, Report
 from tests.streams import Read
 
 LATE_MS: Final = 2500.0
-
-VIOLATIONS: Final[Mapping[str, str]] = {
-    "lost": "answered 202, and not in the stream",
-    "half": "one of the two events of a signal is missing",
-    "doubled": "stored, or answered as new, more than once",
-    "unordered": "normalised stands before raw",
-    "unexpected": "in the stream, and nobody was told or left without an answer",
-    "altered": "the stored body is not the body that was sent",
-    "wrong_facts": "the normalised event, or a header, says something else than the body",
-    "wrong_answer": "not the answer that this request must get",
-    "corr_id_changed": "one event answered with several corr_ids, or another than the stored one",
-    "conflict_accepted": "two bodies under one signed key",
-    "letter_missing": "a refused body that should have been kept was not",
-    "letter_unexpected": "a dead letter that nothing explains, or twice, or another than the refused body",
-    "repeated_id": "two stored messages have one Nats-Msg-Id",
-    "other_5xx": "a 5xx that is no GW-005, GW-010 or GW-018",
-    "odd_answer": "an answer whose form breaks the contract",
-    "late": "answered after more than 2.5 s",
-    "cut": "no answer, although no fault explains it",
-    "unanswered": "no final answer before the deadline",
-    "miscounted": "a counter of a process that lived on differs from the answers that it gave",
-    "logged": "a traceback, or a line that is no JSON object, in the log",
-}
-"""Everything that a report can find, in the order in which it is shown."""
 
 _TRANSIENT: Final = {(503, "GW-005"), (503, "GW-010"), (503, "GW-018"), (429, "GW-004")}
 _RAW: Final = re.compile(
     rb'\{"corr_id":"(req_[0-9a-f]{20})","source":"([^"\\]*)","received_at":"[0-9TZ:.-]+","payload":(.*)\}', re.DOTALL
 )
 _ID: Final = re.compile(r"gw:([0-9a-f]{32}):(raw|norm)")
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A kill: wall times of it, and of when the port of what was killed was open again."""
-
-    name: str
-    at: float
-    open_at: float
-
-
-@dataclass(frozen=True)
-class Counted:
-    """What one gatewayd process that was not killed counted: 2xx, 4xx, 5xx, duplicates, conflicts, lost letters."""
-
-    life: int
-    classes: Mapping[str, int]
-    duplicates: int
-    conflicts: int
-    letters_lost: int
-    internal_errors: int
-
-
-@dataclass
-class Report:
-    """What was found, by the names of VIOLATIONS, and figures that are no violations."""
-
-    found: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in VIOLATIONS})
-    figures: dict[str, float] = field(default_factory=dict)
-
-    def note(self, name: str, text: str) -> None:
-        """One violation."""
-        self.found[name].append(text)
-
-    @property
-    def violations(self) -> int:
-        """How many there are."""
-        return sum(len(texts) for texts in self.found.values())
-
-    def table(self) -> str:
-        """The report as text: a row for each kind of violation, the first few of those found, and the figures."""
-        rows = []
-        for name, texts in self.found.items():
-            rows.append(f"{name:<20}{len(texts):>8}   {VIOLATIONS[name]}")
-            rows += [f"{'':<31}{text}" for text in texts[:5]]
-        rows.append("")
-        rows += [f"{name:<20}{value:>12.10g}" for name, value in self.figures.items()]
-        return "\n".join(rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +93,7 @@ class _Check:
         self.plan = plan
         self.lines = lines
         self.faults = faults
+        self.lost: dict[str, list[Line]] = {"letter": [], "raw": []}  # lost in an outage: the last answer of each
         self.stream = _Stream(messages, self.report)
         self.attempts: dict[tuple[int, int], list[Line]] = defaultdict(list)
         for line in lines:
@@ -393,8 +323,11 @@ class _Check:
         raws = self.stream.kept_raw[webhook.digest] if refusal.kept_raw else []
         for kind, stored in (("letter", list(letters)), ("raw", [raw.message for raw in raws])):
             wanted = kind == "letter" or refusal.kept_raw
-            if wanted and answers and not stored and not all(self._in_outage(line) for line in answers):
-                self.report.note("letter_missing", f"{shown}: no {kind}, {_show(answers[0])}")
+            if wanted and answers and not stored:
+                if all(self._in_outage(line) for line in answers):
+                    self.lost[kind].append(answers[-1])
+                else:
+                    self.report.note("letter_missing", f"{shown}: no {kind}, {_show(answers[0])}")
             if len(stored) > 1 or (stored and not answers and not failed):
                 self.report.note("letter_unexpected", f"{shown}: {kind} at {[one.sequence for one in stored]}")
             for one in stored:
@@ -427,6 +360,8 @@ class _Check:
             figures[f"answered {status}" if status else "not answered"] = times
         figures["events stored"] = states["stored"] + states["unknown_stored"]
         figures["unknown_stored"] = states["unknown_stored"]
+        figures["letters lost"] = len(self.lost["letter"])
+        figures["rejected lost"] = len(self.lost["raw"])
         if latencies:
             figures["p50 ms"] = latencies[len(latencies) // 2]
             figures["p99 ms"] = latencies[min(len(latencies) - 1, len(latencies) * 99 // 100)]
@@ -460,9 +395,13 @@ def check(
     counted: Sequence[Counted] = (),
 ) -> Report:
     """Reconcile a run: the plan, every attempt in the order written, the whole stream, and the faults made."""
-    report = _Check(plan, lines, messages, faults).run()
+    made = _Check(plan, lines, messages, faults)
+    report = made.run()
     for one in counted:
         _check_counted(report, one, [line for line in lines if line.life == one.life])
+        lost = sum(line.life == one.life for line in made.lost["letter"])
+        if one.letters_lost < lost:
+            report.note("miscounted", f"process {one.life}: {one.letters_lost} letters lost, and {lost} are missing")
     return report
 
 
@@ -485,7 +424,7 @@ def _check_counted(report: Report, counted: Counted, lines: Sequence[Line]) -> N
     for name, count in counts.items():
         if not answered[name] <= count <= answered[name] + timeouts:
             report.note("miscounted", f"process {counted.life}: {name} {count}, answered {answered[name]}")
-    report.figures[f"letters lost ({counted.life})"] = counted.letters_lost
+    report.figures[f"letters lost, said by {counted.life}"] = counted.letters_lost
 
 
 def wrong_facts(webhook: Webhook, corr_id: str, message: Read) -> list[str]:

@@ -66,16 +66,17 @@ class Ledger:
     """The append-only file: one line for each attempt; synced to disk after every `sync_every` lines."""
 
     def __init__(self, path: Path, sync_every: int) -> None:
-        self.lines: list[Line] = []
+        self.path = path
+        self.count = 0
         self._file: IO[bytes] = path.open("xb", buffering=0)
         self._sync_every = sync_every
         self._encode = msgspec.json.Encoder().encode
 
     def write(self, line: Line) -> None:
         """Append one line."""
-        self.lines.append(line)
+        self.count += 1
         self._file.write(self._encode(line) + b"\n")
-        if len(self.lines) % self._sync_every == 0:
+        if self.count % self._sync_every == 0:
             os.fdatasync(self._file.fileno())
 
     def close(self) -> None:
@@ -187,7 +188,7 @@ class Client:
         self._deadline_s = deadline_s
         self._random = Random(seed)
         self._on_progress = on_progress
-        self._open = lambda: _Connection(port, life)
+        self._open: Callable[[], _Connection] = lambda: _Connection(port, life)
         self._spare: list[_Connection] = []
         self._over: dict[int, asyncio.Future[None]] = {}
         self._accepted: dict[int, bytes] = {}  # by step: the request that was answered 202
@@ -278,7 +279,7 @@ class Client:
             cut = str(ended)
         latency_ms = round((time.perf_counter() - began) * 1000, 2)
         line = Line(
-            id=len(self._ledger.lines),
+            id=self._ledger.count,
             kind=step.fault or step.kind.value,
             plan=step.id,
             copy=copy,
