@@ -58,6 +58,7 @@ from gatewayd.maintenance import Maintenance
 from gatewayd.metrics import Metrics
 from gatewayd.probes import HealthProbe, MetricsProbe
 from gatewayd.settings import Settings
+from gatewayd.settings_table import secret_name
 from gatewayd.stores.memory import MemoryAdmission
 from gatewayd.times import Monotonic, Wall
 
@@ -414,7 +415,7 @@ class Core:
     def warnings(self) -> list[str]:
         """Everything that /readyz warns of."""
         unconfigured = [
-            f"The source {name} has no secret and answers 503 GW-018: set API_KEY_HMAC_SECRET_{name.upper()}."
+            f"The source {name} has no secret and answers 503 GW-018: set {secret_name(name)}."
             for name in self.live.settings.unconfigured_sources
         ]
         return [*self.live.warnings, *unconfigured, *self.keeper.warnings()]

@@ -60,8 +60,9 @@ class IAdmission(Interface):
     def settle(claim: Claim, outcome: Outcome) -> None:
         """
         Say what became of a Fresh claim. Accepted is remembered: identity and key for the idempotency lifetime, the
-        nonce for the nonce lifetime, the nonces of the twins that waited too. Taken is remembered for the identity,
-        with the body that holds it. Anything else releases the claim. Never fails, never raises.
+        nonce for the nonce lifetime, the nonces of the twins that waited too. Of Taken it is remembered that every
+        other body than the holder's conflicts; the holder's own is Fresh, for its pair may be half stored. Anything
+        else releases the claim. Never fails, never raises.
         """
 
     def remember_nonce(nonce: bytes, used_by: bytes, age_s: float) -> None:

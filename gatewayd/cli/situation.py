@@ -132,6 +132,8 @@ def _sender_settings(environ: Mapping[str, str], choice: SecretChoice) -> "Setti
     names = [SECRET, *([secret_name(choice.source)] if choice.source is not None else [])]
     wanted = {*names, *(f"{name}_FILE" for name in names), "CREDENTIALS_DIRECTORY", *_DIRECTORIES}
     few = {name: environ[name] for name in wanted if name in environ}
+    if not few.keys() & {*_DIRECTORIES}:
+        few["STATE_DIRECTORY"] = "/"  # nothing is read from there; without any there would be no settings at all
     if choice.source is not None:
         few["ALLOWED_SOURCES"] = choice.source
     return require_settings(few, None)

@@ -103,7 +103,7 @@ class Events:
                     claim.body.hex().encode("ascii"),
                     claim.nonce.hex().encode("ascii"),
                     envelope.scheme.encode("ascii"),
-                    envelope.received_at * 1000,
+                    envelope.received_at * 1000 + 0.5,
                     identity,
                 ),
             )

@@ -350,9 +350,10 @@ class Pipeline:
         else:
             self._counters.dead_letter(refused.code)
             if keep_raw:
-                await self._within(
-                    self._bus.publish((self._events.rejected(letter, request.body),)), self._left(request)
-                )
+                rejected = self._events.rejected(letter, request.body)
+                kept = await self._within(self._bus.publish((rejected,)), self._left(request))
+                if isinstance(kept, Unpublished):
+                    self._counters.dead_letter_lost()
         return self._refuse(request, refused, name, letter.corr_id)
 
 

@@ -130,7 +130,9 @@ class MemoryAdmission:
         self._bound = entries_bound
         self._nonces = Expiring(nonce_lifetime_s)  # nonce -> fingerprint of the request
         self._identities = Expiring(identity_lifetime_s)  # identity -> fingerprint of its request
+        self._taken = Expiring(identity_lifetime_s)  # identity -> fingerprint that holds it, perhaps with half its pair
         self._keys = Expiring(identity_lifetime_s)  # second claims: key -> identity of the event that holds it
+        self._tables = (self._nonces, self._identities, self._taken, self._keys)
         self._buckets: dict[str, Bucket] = {}  # by source: configured names only
         self._flights: dict[bytes, _Flight] = {}  # by identity, and by second key, of the claim under way
         self._flying: dict[bytes, list[bytes]] = {}  # nonce -> fingerprint, once for each claim that holds or waits
@@ -183,10 +185,11 @@ class MemoryAdmission:
                 self.hits += 1
                 return Conflict(holder)
         known = self._identities.get(claim.identity, now)
-        if known is None:
-            return None
+        holder = known or self._taken.get(claim.identity, now)
+        if holder is None or (known is None and holder == claim.fingerprint):
+            return None  # of what is taken only this is known: it stands for no other body
         self.hits += 1
-        if known != claim.fingerprint:
+        if holder != claim.fingerprint:
             return Conflict(claim.identity)
         self._accept(claim)
         return _DUPLICATE
@@ -224,7 +227,7 @@ class MemoryAdmission:
         if isinstance(outcome, Accepted):
             self._accept(claim)
         elif isinstance(outcome, Taken) and outcome.body is not None:
-            self._remember(self._identities, claim.identity, fingerprint(claim.kind, claim.identity, outcome.body))
+            self._remember(self._taken, claim.identity, fingerprint(claim.kind, claim.identity, outcome.body))
         while flight.twins:
             twin = flight.twins.popleft()
             twin.flight = None
@@ -261,7 +264,7 @@ class MemoryAdmission:
 
     def _remember(self, table: Expiring, key: bytes, value: bytes, age_s: float = 0.0) -> None:
         if self.entries() >= self._bound:
-            max((self._nonces, self._identities, self._keys), key=_size).evict()
+            max(self._tables, key=_size).evict()
             self.evictions += 1
         table.add(key, value, self._now(), age_s)
 
@@ -271,11 +274,12 @@ class MemoryAdmission:
 
     def forget(self) -> int:
         """See IAdmission."""
-        return self._nonces.clear() + self._identities.clear() + self._keys.clear()
+        return sum(table.clear() for table in self._tables)
 
     def entries(self) -> int:
         """See IAdmission."""
-        return len(self._nonces.values) + len(self._identities.values) + len(self._keys.values)
+        nonces, identities = self._nonces.values, self._identities.values
+        return len(nonces) + len(identities) + len(self._taken.values) + len(self._keys.values)
 
 
 def _size(table: Expiring) -> int:

@@ -24,9 +24,10 @@ REQUESTS_PER_SECOND = 14_000
 def make_requests(count: int, secret: bytes) -> list[bytes]:
     """Distinct, validly signed TradingView webhooks of about 90 bytes of body."""
     now = time.time()
+    fired = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))  # as TradingView's placeholders write it
     made = []
     for number in range(count):
-        body = tradingview_body(now, number + 0.5)
+        body = tradingview_body(now, number + 0.5, time=fired)
         made.append(raw_request("/webhook/tradingview", body, stamped(body, now, secret=secret)))
     return made
 

@@ -157,13 +157,27 @@ class AdmissionContract:
         assert self.admitted(claim(key="order-17", signed_key=False)) == Fresh()
 
     def test_taken_identity_conflicts_from_memory(self) -> None:
-        """Once the stream said that a key stands for another body, the store knows it."""
+        """
+        Once the stream said that a key stands for another body, the store knows it of every other body. Of the body
+        that holds the key it knows nothing: its pair may be half stored, so the stream is asked.
+        """
         first = claim(b'{"a":1}', key="order-17")
         assert self.admitted(first) == Fresh()
         self.store.settle(first, Taken(digest(b'{"a":2}')))
         again = self.admitted(claim(b'{"a":1}', "nonce-two", key="order-17"))
         assert again == Conflict(first.identity)
-        assert self.admitted(claim(b'{"a":2}', "nonce-three", key="order-17")) == Duplicate()
+        holder = claim(b'{"a":2}', "nonce-three", key="order-17")
+        assert self.admitted(holder) == Fresh()
+        self.store.settle(holder, Accepted())
+        assert self.admitted(claim(b'{"a":2}', "nonce-four", key="order-17")) == Duplicate()
+
+    def test_the_holder_of_a_taken_key_may_wait_as_a_twin(self) -> None:
+        """A twin whose body turns out to hold the key becomes Fresh: the stream is asked for its pair."""
+        first, holder = claim(b'{"a":1}', key="k-1"), claim(b'{"a":2}', "nonce-two", key="k-1")
+        assert self.admitted(first) == Fresh()
+        waiting = self.waiting(holder)
+        self.store.settle(first, Taken(holder.body))
+        assert self.successResultOf(waiting) == Fresh()  # type: ignore[attr-defined]
 
     def test_twins_share_one_outcome(self) -> None:
         """A hundred identical requests at once: one is Fresh, the others are Duplicates when it is accepted."""

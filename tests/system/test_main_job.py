@@ -280,7 +280,7 @@ class TestReload:
         raise AssertionError(f"no {event} in the log")
 
     def test_secrets_from_a_file(self, make_gateway: Callable[..., Gateway], nats: NatsServer, tmp_path: Path) -> None:
-        """Old, both, new: senders change over without a failure and without a restart; a broken file changes nothing."""
+        """Old, both, new: senders change over without a failure or a restart; a broken file changes nothing."""
         old, new = b"the-old-secret-of-this-test-is-long", b"the-new-secret-of-this-test-is-long"
         secrets = tmp_path / "secrets"
         secrets.write_bytes(old)

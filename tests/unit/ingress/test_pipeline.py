@@ -256,6 +256,16 @@ class KeyTests(World):
         assert (answer.status, members(answer)["duplicate"]) == (202, True)
         assert self.subjects() == ["signals.raw", "signals.normalized"]
 
+    def test_half_a_pair_is_completed_after_a_conflict(self) -> None:
+        """A conflict seen in between does not make the holder's half a whole: its retry still completes the pair."""
+        self.bus.fail(LATE, ghost=True)
+        self.send(BODY, key="order-17")
+        self.begin()
+        assert self.send(tradingview_body(NOW, 2), key="order-17").status == 409
+        answer = self.send(BODY, key="order-17")
+        assert (answer.status, members(answer)["duplicate"]) == (202, True)
+        assert self.subjects() == ["signals.raw", "signals.normalized"]
+
     def test_a_message_that_is_gone(self) -> None:
         """Of a stored message that is gone a key says nothing: 409; a body can only be itself: 202."""
         self.send(BODY, key="order-17")
