@@ -29,8 +29,8 @@ from gatewayd.ingress.admission import (
     Verdict,
     accepted_corr_id,
     digest,
+    digest_behind,
     fingerprint,
-    identity,
     refuse_limited,
     verdict,
 )
@@ -358,15 +358,17 @@ class Pipeline:
 
 
 def _claim(accepting: _Accepting, source: Source) -> Claim:
-    stamp, body, name = accepting.stamp, accepting.request.body, source.wire_name
+    stamp, body, prefixes = accepting.stamp, accepting.request.body, source.prefixes
     key = stamp.key
     signed_key = key if accepting.auth.scheme.binds_headers else None
-    kind = BODY if signed_key is None else KEY
-    who = identity(name, kind, body if signed_key is None else signed_key)
     body_digest = digest(body)
-    second = digest(name, b"claim", key) if key is not None and signed_key is None else None
-    own = fingerprint(kind, who, body_digest)
-    return Claim(source.name, kind, who, body_digest, own, digest(name, stamp.nonce), second, source.limit)
+    if signed_key is None:
+        kind, who = BODY, digest_behind(prefixes.body, body)
+    else:
+        kind, who = KEY, digest_behind(prefixes.key, signed_key)
+    second = digest_behind(prefixes.claim, key) if key is not None and signed_key is None else None
+    nonce = digest_behind(prefixes.nonce, stamp.nonce)
+    return Claim(source.name, kind, who, body_digest, fingerprint(kind, who, body_digest), nonce, second, source.limit)
 
 
 def _fault(step: str) -> Refused:

@@ -59,26 +59,29 @@ class WebhookResource:
         """See ILeaf."""
         rules = self._rules()
         source = rules.paths.get(request.path)
-        refused = self._refuse_head(request, source, rules)
+        # Bytes that a body may have: 1 MiB, or what the server takes beside the event's own parts.
+        bound = min(MAX_BODY_BYTES, self._bus.max_message - ENVELOPE_BYTES)
+        refused = self._refuse_head(request, source, rules, bound)
         if refused is not None:
             return self._answers.refuse(request, refused, "" if source is None else source.name)
-        return self._bound()
+        return bound
 
-    def _refuse_head(self, request: Request, source: Source | None, rules: Rules) -> Refused | None:
+    def _refuse_head(self, request: Request, source: Source | None, rules: Rules, bound: int) -> Refused | None:
         """The first refusal that the head alone decides, in the published order."""
         if source is None and request.path != GENERIC_PATH:
             return Refused("GW-017", status=404)
         if request.method != b"POST":
             return Refused("GW-017", status=405, headers=((b"Allow", b"POST"),))
-        request.client_ip = rules.proxies.client(request.peer, request.values(b"x-forwarded-for"))
+        if b"x-forwarded-for" in request.headers:
+            request.client_ip = rules.proxies.client(request.peer, request.values(b"x-forwarded-for"))
         refused = self._health.refuse_webhook(self._bus.state) or self._refuse_address(request, rules)
         if refused is not None:
             return refused
         if source is not None and not source.keys:
             return Refused("GW-018", {"reason": "source_not_configured"})
         length = request.headers.get(b"content-length", b"0")
-        if len(length) > 10 or int(length) > self._bound():
-            return Refused("GW-008", {"max_size": self._bound()})
+        if len(length) > 10 or int(length) > bound:
+            return Refused("GW-008", {"max_size": bound})
         return refuse_media_type(request)
 
     def _refuse_address(self, request: Request, rules: Rules) -> Refused | None:
@@ -86,10 +89,6 @@ class WebhookResource:
             return None
         limited = self._buckets.take(request.client_ip, rules.address_limit, Monotonic(self._clock.seconds()))
         return None if limited is None else refuse_limited(limited, UNKNOWN_SOURCE)
-
-    def _bound(self) -> int:
-        """Bytes that a body may have: 1 MiB, or what the server takes beside the event's own parts."""
-        return min(MAX_BODY_BYTES, self._bus.max_message - ENVELOPE_BYTES)
 
     def answer(self, request: Request) -> Response | Deferred[Response]:
         """See ILeaf."""

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final, TypeAlias
 
 from gatewayd.ingress.addresses import Network, Proxies
-from gatewayd.ingress.admission import Limit
+from gatewayd.ingress.admission import BODY, KEY, Limit, identity_prefix, prefix
 from gatewayd.ingress.normalise import READERS, Generic, Invalid, Malformed, Signal
 from gatewayd.ingress.signature import SigningKey
 from gatewayd.settings import Settings, SourceSettings
@@ -21,6 +21,23 @@ PREFIX: Final = b"/webhook/"
 
 Read: TypeAlias = Callable[[bytes, str | None], Signal | Generic | Malformed | Invalid]
 """A body, and the path's source or None, to what it says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefixes:
+    """What the digests of one source stand behind."""
+
+    body: bytes
+    key: bytes
+    nonce: bytes
+    claim: bytes
+
+    @classmethod
+    def of(cls, source: bytes) -> "Prefixes":
+        """Those of a source."""
+        return cls(
+            identity_prefix(source, BODY), identity_prefix(source, KEY), prefix(source), prefix(source, b"claim")
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +51,7 @@ class Source:
     """
 
     name: str
-    wire_name: bytes
+    prefixes: Prefixes
     keys: tuple[SigningKey, ...]
     schemes: frozenset[str]
     addresses: tuple[Network, ...]
@@ -70,7 +87,7 @@ def _source(settings: Settings, source: SourceSettings, shared: tuple[SigningKey
     own = tuple(SigningKey(secret.reveal(), source.name, number) for number, secret in enumerate(source.secrets, 1))
     return Source(
         name=source.name,
-        wire_name=source.name.encode("ascii"),
+        prefixes=Prefixes.of(source.name.encode("ascii")),
         keys=own or shared,
         schemes=frozenset(source.schemes),
         addresses=source.addresses,

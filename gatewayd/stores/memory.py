@@ -33,6 +33,7 @@ from gatewayd.times import Monotonic
 
 _FRESH: Final = Fresh()
 _DUPLICATE: Final = Duplicate()
+_ENTRIES_OF_A_CLAIM: Final = 3
 
 
 class Expiring:
@@ -94,13 +95,13 @@ class Expiring:
 
 
 class _Flight:
-    """A Fresh claim under way, and the twins that wait for it, in the order they came."""
+    """A Fresh claim under way, and the twins that wait for it, in the order they came (None while there are none)."""
 
     __slots__ = ("claim", "twins")
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
-        self.twins: deque[_Twin] = deque()
+        self.twins: deque[_Twin] | None = None  # an empty deque is 600 bytes, and few claims have twins
 
 
 class _Twin:
@@ -135,34 +136,37 @@ class MemoryAdmission:
         self._tables = (self._nonces, self._identities, self._taken, self._keys)
         self._buckets: dict[str, Bucket] = {}  # by source: configured names only
         self._flights: dict[bytes, _Flight] = {}  # by identity, and by second key, of the claim under way
-        self._flying: dict[bytes, list[bytes]] = {}  # nonce -> fingerprint, once for each claim that holds or waits
+        self._flying: dict[bytes, tuple[bytes, int]] = {}  # nonce -> fingerprint, and how many claims hold or wait
         self.evictions = 0
         self.hits = 0
 
     def take(self, source: str, limit: Limit) -> Limited | None:
         """See IAdmission."""
+        return self._take(source, limit, self._now())
+
+    def _take(self, source: str, limit: Limit, now: Monotonic) -> Limited | None:
         bucket = self._buckets.get(source)
         if bucket is None:
             bucket = self._buckets[source] = Bucket()
-        return bucket.take(limit, self._now())
+        return bucket.take(limit, now)
 
     def admit(self, claim: Claim) -> Deferred[Admitted]:
         """See IAdmission."""
-        limited = self.take(claim.source, claim.limit)
+        now = self._now()
+        limited = self._take(claim.source, claim.limit, now)
         if limited is not None:
             return succeed(limited)
-        decided = self._decide(claim)
-        if isinstance(decided, Fresh):
-            self._hold(claim)
-        elif isinstance(decided, _Flight):
+        decided = self._decide(claim, now)
+        if isinstance(decided, _Flight):
             twin = _Twin(claim, self._leave)
             self._queue(twin, decided)
             return twin.waiting
+        if decided is _FRESH:
+            self._hold(claim)
         return succeed(decided)
 
-    def _decide(self, claim: Claim) -> Admitted | _Flight:
+    def _decide(self, claim: Claim, now: Monotonic) -> Admitted | _Flight:
         """Everything of admit() after the token: an answer, or the flight to wait for. Changes nothing but memory."""
-        now = self._now()
         used_by = self._nonces.get(claim.nonce, now)
         if used_by is not None:
             return Replayed(same=used_by == claim.fingerprint)
@@ -191,7 +195,7 @@ class MemoryAdmission:
         self.hits += 1
         if holder != claim.fingerprint:
             return Conflict(claim.identity)
-        self._accept(claim)
+        self._accept(claim, now)
         return _DUPLICATE
 
     def _hold(self, claim: Claim) -> None:
@@ -199,24 +203,31 @@ class MemoryAdmission:
         self._flights[claim.identity] = flight
         if claim.key is not None:
             self._flights[claim.key] = flight
-        self._flying.setdefault(claim.nonce, []).append(claim.fingerprint)
+        self._hold_nonce(claim)
 
     def _queue(self, twin: _Twin, flight: _Flight) -> None:
         twin.flight = flight
+        if flight.twins is None:
+            flight.twins = deque()
         flight.twins.append(twin)
-        self._flying.setdefault(twin.claim.nonce, []).append(twin.claim.fingerprint)
+        self._hold_nonce(twin.claim)
 
     def _leave(self, twin: _Twin) -> None:
         """A waiting twin's client went away."""
-        if twin.flight is not None:
+        if twin.flight is not None and twin.flight.twins is not None:
             twin.flight.twins.remove(twin)
             self._release_nonce(twin.claim)
 
+    def _hold_nonce(self, claim: Claim) -> None:
+        holders = self._flying.get(claim.nonce)
+        self._flying[claim.nonce] = (claim.fingerprint, 1 if holders is None else holders[1] + 1)
+
     def _release_nonce(self, claim: Claim) -> None:
-        holders = self._flying[claim.nonce]
-        holders.pop()
-        if not holders:
+        own, count = self._flying[claim.nonce]
+        if count == 1:
             del self._flying[claim.nonce]
+        else:
+            self._flying[claim.nonce] = (own, count - 1)
 
     def settle(self, claim: Claim, outcome: Outcome) -> None:
         """See IAdmission."""
@@ -224,17 +235,19 @@ class MemoryAdmission:
         if claim.key is not None:
             del self._flights[claim.key]
         self._release_nonce(claim)
+        now = self._now()
         if isinstance(outcome, Accepted):
-            self._accept(claim)
+            self._accept(claim, now)
         elif isinstance(outcome, Taken) and outcome.body is not None:
-            self._remember(self._taken, claim.identity, fingerprint(claim.kind, claim.identity, outcome.body))
+            self._make_room()
+            self._taken.add(claim.identity, fingerprint(claim.kind, claim.identity, outcome.body), now)
         while flight.twins:
             twin = flight.twins.popleft()
             twin.flight = None
             self._release_nonce(twin.claim)
-            self._answer_twin(claim, outcome, twin)
+            self._answer_twin(claim, outcome, twin, now)
 
-    def _answer_twin(self, first: Claim, outcome: Outcome, twin: _Twin) -> None:
+    def _answer_twin(self, first: Claim, outcome: Outcome, twin: _Twin, now: Monotonic) -> None:
         """
         A twin of the same body shares the first's answer. Every other twin enters anew: it finds what was remembered,
         or waits behind the twin that has just become the first, or becomes it.
@@ -245,32 +258,34 @@ class MemoryAdmission:
                 return
             if isinstance(outcome, Accepted):
                 # Without a look at the nonce: the same request, sent twice, shares one nonce and one outcome.
-                self._accept(twin.claim)
+                self._accept(twin.claim, now)
                 twin.waiting.callback(_DUPLICATE)
                 return
-        decided = self._decide(twin.claim)
+        decided = self._decide(twin.claim, now)
         if isinstance(decided, _Flight):
             self._queue(twin, decided)
             return
-        if isinstance(decided, Fresh):
+        if decided is _FRESH:
             self._hold(twin.claim)
         twin.waiting.callback(decided)
 
-    def _accept(self, claim: Claim) -> None:
-        self._remember(self._identities, claim.identity, claim.fingerprint)
-        self._remember(self._nonces, claim.nonce, claim.fingerprint)
+    def _accept(self, claim: Claim, now: Monotonic) -> None:
+        self._make_room()
+        self._identities.add(claim.identity, claim.fingerprint, now)
+        self._nonces.add(claim.nonce, claim.fingerprint, now)
         if claim.key is not None:
-            self._remember(self._keys, claim.key, claim.identity)
+            self._keys.add(claim.key, claim.identity, now)
 
-    def _remember(self, table: Expiring, key: bytes, value: bytes, age_s: float = 0.0) -> None:
-        if self.entries() >= self._bound:
+    def _make_room(self) -> None:
+        """Evict until one claim's three entries fit the bound."""
+        while self.entries() > self._bound - _ENTRIES_OF_A_CLAIM:
             max(self._tables, key=_size).evict()
             self.evictions += 1
-        table.add(key, value, self._now(), age_s)
 
     def remember_nonce(self, nonce: bytes, used_by: bytes, age_s: float) -> None:
         """See IAdmission."""
-        self._remember(self._nonces, nonce, used_by, age_s)
+        self._make_room()
+        self._nonces.add(nonce, used_by, self._now(), age_s)
 
     def forget(self) -> int:
         """See IAdmission."""
