@@ -142,14 +142,14 @@ class DeadLetterTests(SynchronousTestCase):
 
     def test_message(self) -> None:
         """The received bytes, and headers that say why; no claim on any identity."""
-        letter = self.letter(code="GW-013", parsed=False, position=(2, 7), reasons=["caf\u00e9\r\nX: y"])
+        letter = self.letter(code="GW-013", parsed=False, position=(2, 7), reasons=["\u00e9t\u00e9\r\nX: y"])
         message = letter.message(b"\xff{")
         assert (message.subject, message.body) == (b"dlq.signals.raw", b"\xff{")
         headers = headers_of(message)
         assert headers["Nats-Msg-Id"] == f"gw:{letter.refused.hex()}:GW-013:dlq"
         assert headers["Dlq-Code"] == "GW-013"
         assert headers["Dlq-Position"] == "2,7"
-        assert json.loads(headers["Dlq-Reasons"]) == ["caf\u00e9\r\nX: y"]
+        assert json.loads(headers["Dlq-Reasons"]) == ["\u00e9t\u00e9\r\nX: y"]
         assert headers["Corr-ID"] == letter.corr_id == "req_" + letter.refused.hex()[:20]
         assert "Gw-Facts" not in headers
 
