@@ -2,7 +2,6 @@
 
 import gc
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +59,6 @@ def _refused(body: bytes) -> Malformed:
 def _at(body: bytes) -> tuple[int, int, str | None]:
     answer = _refused(body)
     return answer.line, answer.column, answer.likely_cause
-
-
-def _cpu_ms(body: bytes) -> float:
-    """The least of three, so that what else runs on the machine does not count."""
-    spent = []
-    for _ in range(3):
-        before = time.process_time()
-        read(body)
-        spent.append(time.process_time() - before)
-    return min(spent) * 1000
 
 
 class Grammar(SynchronousTestCase):
@@ -340,31 +329,27 @@ class Places(SynchronousTestCase):
 
 
 class Costs(SynchronousTestCase):
-    """Bodies that are meant to hurt. The bounds are ten times what was measured where that fits the promise."""
+    """Bodies that are meant to hurt are judged like any other; what they cost `python -m tests.bench.bodies` shows."""
 
-    def test_a_hundred_thousand_levels_cost_nothing(self) -> None:
-        """Depth is refused before anything recurses, in less than 5 ms."""
+    def test_a_hundred_thousand_levels(self) -> None:
+        """Depth is refused before anything recurses."""
         for body in (b"[" * 100_000, b'{"a":' * 100_000, b"[" * 100_000 + b"]" * 100_000, b"[[],[" * 50_000):
             self.assertEqual(_refused(body).likely_cause, strict.TOO_DEEP)
-            self.assertLess(_cpu_ms(body), 5.0)
 
-    def test_large_bodies_cost_little(self) -> None:
-        """A MiB of empty arrays, 10,000 keys, a MiB of string: under 50 ms each."""
+    def test_large_bodies(self) -> None:
+        """A MiB of empty arrays, 10,000 keys and a MiB of string are JSON."""
         keys = b"{" + b",".join(b'"k%d":%d' % (i, i) for i in range(10_000)) + b"}"
         for body in (b"[" + b"[]," * (_MIB // 3) + b"[]]", keys, b'"' + b"a" * _MIB + b'"'):
             self.assertNotIsInstance(read(body), Malformed)
-            self.assertLess(_cpu_ms(body), 50.0)
 
-    def test_naming_the_error_of_a_large_body_costs_little(self) -> None:
-        """A MiB that is broken at its end is explained in 100 ms; a doubled key or a depth may take 200 to find."""
+    def test_the_error_of_a_large_body(self) -> None:
+        """A MiB that is broken at its end is explained like a short body."""
         member = b'{"ticker":"EURUSD","price":1.0945,"note":"\\u20ac and more of it"},'
         start = b"[" + member * (_MIB // len(member))
         for end in (b"x]", b'{"a":1,}]', b"NaN]", b"", b'"', b'"\\ud800"]'):
             _refused(start + end)
-            self.assertLess(_cpu_ms(start + end), 100.0, end)
         for end, cause in ((b'{"a":1,"a":2}]', strict.DUPLICATE_KEY), (b"[" * 40, strict.TOO_DEEP)):
             self.assertEqual(_refused(start + end).likely_cause, cause)
-            self.assertLess(_cpu_ms(start + end), 200.0, end)
 
     def test_the_collector_is_left_as_it_was(self) -> None:
         """The collector rests only while a large body is read, whether that ends well or not."""
