@@ -25,7 +25,7 @@ class Journal:
     def __init__(self, access: AccessLog, metrics: Metrics, clock: IReactorTime, wall: Callable[[], Wall]) -> None:
         self._access = access
         self._metrics = metrics
-        self._clock = clock
+        self._seconds = clock.seconds
         self._wall = wall
 
     def finished(self, request: Request | None, response: Response, *, written: bool) -> None:
@@ -37,7 +37,7 @@ class Journal:
         del written
         seconds = 0.0
         if request is not None:
-            seconds = self._clock.seconds() - request.received_at
+            seconds = self._seconds() - request.received_at
             if request.path[:_PREFIX_BYTES] == PREFIX:
                 self._metrics.webhook(response.source, response.status, seconds)
         if response.code:

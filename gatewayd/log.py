@@ -272,12 +272,8 @@ def _format_fields(log_format: str) -> frozenset[str]:
     return frozenset(name for name in names if name.isidentifier() and not name.startswith("log_"))
 
 
-Told = str | UnsetType
-"""A member that is left out when it is UNSET."""
-
-
-class AccessLine(msgspec.Struct, gc=False):
-    """One request's line; members in this order, then the answer's own."""
+class AccessLine(msgspec.Struct, gc=False, omit_defaults=True):
+    """One request's line; members in this order, an empty one with a default left out, then the answer's own."""
 
     timestamp: str
     level: str
@@ -285,17 +281,17 @@ class AccessLine(msgspec.Struct, gc=False):
     event: str
     corr_id: str
     requestId: str
-    client_ip: Told
-    ip: Told
-    method: Told
-    path: Told
-    source: Told
-    instrument: Told
-    status: int
-    code: Told
-    validation_status: Told
-    latency_ms: float
-    client_corr_id: Told
+    client_ip: str = ""
+    ip: str = ""
+    method: str = ""
+    path: str = ""
+    source: str = ""
+    instrument: str = ""
+    status: int | UnsetType = UNSET  # always given: a default is wanted behind another
+    code: str = ""
+    validation_status: str = ""
+    latency_ms: float | UnsetType = UNSET  # always given
+    client_corr_id: str = ""
 
 
 class AccessLog:
@@ -313,6 +309,8 @@ class AccessLog:
         self._form = form
         self._redactor = redactor
         self._paths: dict[bytes, str] = {}
+        self._second = -1
+        self._second_text = ""
 
     def write(
         self, request: Request | None, response: Response, latency_s: float, now: Wall, *, peer: str = ""
@@ -323,39 +321,45 @@ class AccessLog:
         Without a request (nothing could be parsed) `peer` is the client's address.
         """
         status = response.status
-        level = Level.INFO if status < 500 else Level.ERROR if status == 500 else Level.WARNING
+        level = _INFO if status < 500 else _ERROR if status == 500 else _WARNING
         if level.number < self.level.number:
             return
         method = path = client_corr_id = ""
         if request is not None:
             peer = request.client_ip
-            method = request.method.decode("latin-1")
+            method = _METHODS.get(request.method) or request.method.decode("latin-1")
             path = self._paths.get(request.path) or self._learn(request.path)
             client_corr_id = request.client_corr_id
+        # The text of one second is kept, since no two lines carry the same instant: 0.9 -> 0.3 us.
+        ms = int(now * 1000 + 0.5)
+        second = ms // 1000
+        if second != self._second:
+            self._second, self._second_text = second, format_wall(second)[:-_MS_CHARS]
+        corr_id = response.corr_id
         line = _ENCODER.encode(
             AccessLine(
-                format_wall(now),
+                self._second_text + _MS[ms - second * 1000],
                 level.text,
                 "Incoming request",
                 "request",
-                response.corr_id,
-                response.corr_id,
-                peer or UNSET,
-                peer or UNSET,
-                method or UNSET,
-                path or UNSET,
-                response.source or UNSET,
-                response.instrument or UNSET,
+                corr_id,
+                corr_id,
+                peer,
+                peer,
+                method,
+                path,
+                response.source,
+                response.instrument,
                 status,
-                response.code or UNSET,
-                response.validation_status or UNSET,
-                round(latency_s * 1000, 3),
-                client_corr_id or UNSET,
+                response.code,
+                response.validation_status,
+                int(latency_s * 1e6 + 0.5) / 1000,  # half the cost of round(), and the same number
+                client_corr_id,
             )
         )
         if response.logged:
             line = self._joined(line, response.logged)
-        if self._form is Form.JSON:
+        if self._form is _JSON:
             self._writer.write(line + b"\n")
         elif self._form is Form.JOURNAL:
             self._writer.write(level.prefix + line + b"\n")
@@ -382,6 +386,11 @@ class AccessLog:
         return line if extra == b"{}" else b"%b,%b" % (line[:-1], extra[1:])
 
 
+# A member looked up through its class costs 40 ns, each time.
+_INFO, _WARNING, _ERROR, _JSON = Level.INFO, Level.WARNING, Level.ERROR, Form.JSON
+_METHODS: Final = {b"POST": "POST", b"GET": "GET"}
+_MS: Final = tuple(f".{ms:03d}Z" for ms in range(1000))
+_MS_CHARS: Final = len(_MS[0])
 _OWN: Final = frozenset(AccessLine.__struct_fields__)
 
 

@@ -15,7 +15,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new virtual environment with what the lock names and the wheel of this tree in it, and nothing else."""
     root = tmp_path_factory.mktemp("package")
     source = root / "source"
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     for name in tracked.splitlines():
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
