@@ -11,9 +11,9 @@ from gatewayd.ingress.normalise import Generic, Invalid, Malformed, Signal, read
 from gatewayd.times import parse_rfc3339
 
 _LINES = (Path(__file__).parents[2] / "vectors" / "alerts.jsonl").read_text("utf-8").splitlines()
-_ALERTS: dict[str, dict[str, Any]] = {alert["id"]: alert for alert in map(json.loads, _LINES)}
+ALERTS: dict[str, dict[str, Any]] = {alert["id"]: alert for alert in map(json.loads, _LINES)}
 
-_ACCEPTED: Final = {
+ACCEPTED: Final = {
     "alert-090": ("M&M", "sell", b"3223.5", "2026-02-18T06:15:00Z"),
     "alert-102": ("EURUSD", "buy", b"1.08", "2026-02-18T15:00:00Z"),
     "alert-127": ("BINANCE:BTCUSDT", None, b"67500", "2026-02-18T00:00:00Z"),
@@ -22,7 +22,7 @@ _ACCEPTED: Final = {
 }
 """Instrument, side, price and time of the alerts in the contract's form. 127 says its side in a field of its own."""
 
-_MALFORMED: Final = {
+MALFORMED: Final = {
     "alert-009": (1, 59, strict.UNQUOTED_WORD),
     "alert-012": (1, 12, strict.SEPARATED_VALUES),
     "alert-013": (1, 12, strict.SEPARATED_VALUES),
@@ -94,7 +94,7 @@ _MALFORMED: Final = {
 }
 """Line, column and likely cause of what is no JSON. Text, csv and kv would be refused by their media type before."""
 
-_INVALID: Final = {
+INVALID: Final = {
     "alert-001": "price",
     "alert-002": "time price",
     "alert-003": "time price action",
@@ -209,37 +209,37 @@ class Alerts(SynchronousTestCase):
 
     def test_every_alert_stands_in_one_table(self) -> None:
         """No alert is left out, none is answered twice."""
-        self.assertEqual(sorted([*_ACCEPTED, *_MALFORMED, *_INVALID]), sorted(_ALERTS))
+        self.assertEqual(sorted([*ACCEPTED, *MALFORMED, *INVALID]), sorted(ALERTS))
 
     def test_accepted(self) -> None:
         """What is in the contract's form becomes the signal that a careful reader sees, the price as it was sent."""
-        for name, (instrument, side, price, time) in _ACCEPTED.items():
-            signal = _read(_ALERTS[name])
+        for name, (instrument, side, price, time) in ACCEPTED.items():
+            signal = _read(ALERTS[name])
             assert isinstance(signal, Signal), (name, signal)
             self.assertEqual(
                 (signal.instrument, signal.side, signal.price, signal.time),
                 (instrument, side, price, parse_rfc3339(time)),
             )
-            expected = _ALERTS[name]["expect"]
+            expected = ALERTS[name]["expect"]
             self.assertEqual(signal.instrument, expected["instrument"])
             self.assertEqual(float(signal.price), float(expected["price"]))
 
     def test_malformed(self) -> None:
         """What is no JSON is refused with its place and its likely cause."""
-        for name, wanted in _MALFORMED.items():
-            answer = _read(_ALERTS[name])
+        for name, wanted in MALFORMED.items():
+            answer = _read(ALERTS[name])
             assert isinstance(answer, Malformed), (name, answer)
             self.assertEqual((answer.line, answer.column, answer.likely_cause), wanted, name)
 
     def test_everything_that_calls_itself_json_is_read_as_json(self) -> None:
         """The collection's JSON is accepted as such, its broken JSON and its plain text are not."""
-        for name, alert in _ALERTS.items():
-            self.assertIs(name in _MALFORMED, alert["format"] != "json", name)
+        for name, alert in ALERTS.items():
+            self.assertIs(name in MALFORMED, alert["format"] != "json", name)
 
     def test_invalid(self) -> None:
         """What is JSON but no signal is refused with exactly the faults listed."""
-        for name, paths in _INVALID.items():
-            answer = _read(_ALERTS[name])
+        for name, paths in INVALID.items():
+            answer = _read(ALERTS[name])
             assert isinstance(answer, Invalid), (name, answer)
             self.assertEqual(" ".join(fault.path for fault in answer.faults), paths, name)
             self.assertEqual(answer.is_object, paths != "", name)
@@ -247,16 +247,16 @@ class Alerts(SynchronousTestCase):
 
     def test_reasons_are_named_by_the_faults(self) -> None:
         """Where the collection says why something is no signal, a fault says so too, or the likely cause does."""
-        without_signal = {name for name, alert in _ALERTS.items() if alert.get("reason")}
-        self.assertEqual(without_signal - set(_MALFORMED), set(_REASONS))
+        without_signal = {name for name, alert in ALERTS.items() if alert.get("reason")}
+        self.assertEqual(without_signal - set(MALFORMED), set(_REASONS))
         for name, (path, words) in _REASONS.items():
-            answer = _read(_ALERTS[name])
+            answer = _read(ALERTS[name])
             assert isinstance(answer, Invalid)
             self.assertIn(words, next(fault.message for fault in answer.faults if fault.path == path), name)
 
     def test_no_secret_is_shown(self) -> None:
         """No token, password or key of a body appears in its answer."""
-        for name, alert in _ALERTS.items():
+        for name, alert in ALERTS.items():
             shown = repr(_read(alert))
             for secret in alert.get("secrets", ()):
                 self.assertNotIn(secret, shown, name)
@@ -264,8 +264,8 @@ class Alerts(SynchronousTestCase):
     def test_side_under_another_name_is_not_taken_up(self) -> None:
         """A field that the format does not know is data: only `action` makes a side."""
         for name in ("alert-127",):
-            self.assertNotIn('"action"', _ALERTS[name]["body"])
-            self.assertIsNotNone(_ALERTS[name]["expect"]["side"])
-            signal = _read(_ALERTS[name])
+            self.assertNotIn('"action"', ALERTS[name]["body"])
+            self.assertIsNotNone(ALERTS[name]["expect"]["side"])
+            signal = _read(ALERTS[name])
             assert isinstance(signal, Signal)
             self.assertIsNone(signal.side)
