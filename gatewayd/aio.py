@@ -71,6 +71,11 @@ class Loop:
         """How many tasks that came by from_asyncio() have not ended."""
         return len(self._tasks)
 
+    @property
+    def event_loop(self) -> Any:
+        """The loop itself, for who hands it its sockets."""
+        return self._loop
+
     def from_asyncio(self, coroutine: Coroutine[Any, Any, T]) -> Deferred[T]:
         """
         Run an asyncio coroutine as a task; the Deferred fires with its result or failure.

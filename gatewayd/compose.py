@@ -140,14 +140,14 @@ def build(loaded: Loaded, reactor: Any, event_loop: Any, *, load: Callable[[], L
     root.observer = log.observer
     services = [
         log.writer,
-        Signals(reactor, ending, {signal.SIGHUP: core.reload, signal.SIGUSR1: log.writer.reopen}),
+        Signals(reactor, ending, {signal.SIGHUP: partial(core.reload, notifier), signal.SIGUSR1: log.writer.reopen}),
         Part("event loop", lambda: None, world.loop.stop),
         Part("public listener", core.listen, core.close_listeners),
         embedded,
         Part("NATS", core.start_bus, core.stop_bus),
         *core.tickers(),
         watchdog(reactor, notifier),
-        Part("requests", lambda: None, core.drain),
+        Part("requests", lambda: None, partial(core.drain, notifier)),
     ]
     for service in services:
         if service is not None:
@@ -300,7 +300,7 @@ class Core:
             if settings.gateway_tls_cert is not None:
                 tls = load_tls(str(settings.gateway_tls_cert), str(settings.gateway_tls_key))
             for address in settings.gateway_public_http_addr:
-                self.ports.append(listen(self.world.reactor, address, self.site, tls))
+                self.ports.append(listen(self.world.reactor, address, self.site, tls, self.world.loop.event_loop))
                 _log.info("listening on {address}", event="listener.open", address=str(address))
         except CannotListen as error:
             raise StartFailed(str(error)) from None
@@ -311,8 +311,9 @@ class Core:
             await maybeDeferred(port.stopListening)
         await self.site.close()
 
-    async def drain(self) -> None:
+    async def drain(self, notifier: Notifier) -> None:
         """The first thing of a stop: refuse what comes from now on, and wait for the requests in flight."""
+        notifier.stopping()
         self.health.phase = Phase.DRAINING
         await self.site.drain()
 
@@ -423,9 +424,11 @@ class Core:
         """The line that systemd shows."""
         return f"NATS {self.bus.state.value}; webhooks {self.health.phase.value}"
 
-    def reload(self) -> None:
-        """SIGHUP."""
-        Deferred.fromCoroutine(self.live.reload()).addErrback(_report_failure)
+    def reload(self, notifier: Notifier) -> None:
+        """SIGHUP: a reload, which systemd is told of at both ends."""
+        notifier.reloading()
+        reloaded = Deferred.fromCoroutine(self.live.reload())
+        reloaded.addErrback(_report_failure).addCallback(lambda _: notifier.ready(self.status()))
 
     def answer_fault(self, request: Request | None, failure: Failure) -> Response:
         """500 GW-016 for a bug, with its traceback in the log under the same corr_id."""

@@ -353,7 +353,7 @@ class AccessLog:
                 status,
                 response.code,
                 response.validation_status,
-                int(latency_s * 1e6 + 0.5) / 1000,  # half the cost of round(), and the same number
+                round(latency_s * 1000, 3),
                 client_corr_id,
             )
         )

@@ -42,7 +42,7 @@ class _SourceCells:
 
 
 class Metrics:
-    """The families of this product. Gauges that are read at a scrape take a function."""
+    """The families of this product; whoever counts has the cells or a method, and pays for an addition."""
 
     def __init__(self, registry: CollectorRegistry, *, version: str, subjects: Iterable[str], consumer: str) -> None:
         self.registry = registry

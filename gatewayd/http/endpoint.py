@@ -1,5 +1,5 @@
 """
-Listening: an Address becomes a port of Twisted's TCP, TLS or UNIX transports.
+Listening: an Address becomes a port, of the event loop's own transports or of Twisted's TCP, TLS or UNIX ones.
 
 Decides how a socket is bound, what is done about a UNIX socket that a dead process left, and how a failure reads.
 Never parses an address (addresses does), never serves anything.
@@ -23,6 +23,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 
 from gatewayd.http.addresses import Address, Kind
 from gatewayd.http.eager import EagerPort
+from gatewayd.http.loopport import LoopPort
 
 BACKLOG: Final = 1024
 """Connections that may wait for accept(); the kernel cuts it to net.core.somaxconn."""
@@ -41,12 +42,15 @@ class CannotListen(Exception):
     """An address cannot be listened on; the text names it and says why, for people."""
 
 
-def listen(reactor: Any, address: Address, factory: IProtocolFactory, tls: Any = None) -> IListeningPort:
+def listen(
+    reactor: Any, address: Address, factory: IProtocolFactory, tls: Any = None, loop: Any = None
+) -> IListeningPort:
     """
     Listen at `address` and have `factory` build the protocols; raises CannotListen at once when that is impossible.
 
     `tls` is a context factory (see load_tls) that a TCP address is served with; an address that names its own key
-    files needs none. Accepted TCP connections have TCP_NODELAY.
+    files needs none. `loop` is the reactor's event loop, if it has one: plain TCP is then served by its transports,
+    which cost less. Accepted TCP connections have TCP_NODELAY.
     """
     if address.kind is Kind.UNIX:
         return _listen_unix(reactor, address, factory)
@@ -54,8 +58,12 @@ def listen(reactor: Any, address: Address, factory: IProtocolFactory, tls: Any =
         tls = load_tls(address.certificate, address.private_key, address.chain)
     if tls is not None:
         factory = _TLSFactory(tls, False, factory, clock=reactor)
+    port: Any
+    if loop is not None and tls is None:
+        port = LoopPort(loop, address.host, address.port, factory, BACKLOG)
+    else:
+        port = EagerPort(address.port, factory, BACKLOG, address.host, reactor)
     try:
-        port: Any = EagerPort(address.port, factory, BACKLOG, address.host, reactor)
         port.startListening()
     except CannotListenError as failed:
         raise _cannot_listen(address, failed.socketError) from None

@@ -18,6 +18,7 @@ from gatewayd.http.message import Request, Response, refusal
 from gatewayd.http.rules import Limits
 from gatewayd.http.site import Site
 from gatewayd.times import Wall
+from tests.buses import reactor_loop
 from tests.fakes.connection import WALL, Leaf
 
 T = TypeVar("T")
@@ -32,6 +33,7 @@ class Served:
         from twisted.internet import reactor
 
         self.reactor: Any = reactor
+        self.loop: Any = None
         self.leaves = leaves
         self.failures: list[Failure] = []
         self.finished: list[tuple[Request | None, Response, bool]] = []
@@ -92,11 +94,14 @@ async def serving(
     limits: Limits | None = None,
     address: Address = LOOPBACK,
     tls: Any = None,
+    on_loop: bool = False,
     **bounds: int,
 ) -> AsyncIterator[Served]:
-    """A listening Site; at the end everything is closed, and nothing may be left."""
+    """A listening Site; at the end everything is closed, and nothing may be left. `on_loop`: see tcp_serving."""
     served = Served(default_leaves() if leaves is None else leaves, limits or Limits(), **bounds)
-    served.port = listen(served.reactor, address, served.site, tls)
+    if on_loop:
+        served.loop = reactor_loop()
+    served.port = listen(served.reactor, address, served.site, tls, served.loop)
     try:
         yield served
     finally:

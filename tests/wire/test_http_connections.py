@@ -16,11 +16,12 @@ from gatewayd.http.message import Request, Response
 from gatewayd.http.rules import Limits
 from tests.fakes.connection import Leaf, Waiting, get, post, read_answers
 from tests.unit.http.test_hostile import ROWS, stream
-from tests.wire.listeners import read_to_end, read_until, serving
+from tests.wire.conftest import Serving
+from tests.wire.listeners import read_to_end, read_until
 
 
 @pytest_twisted.ensureDeferred
-async def test_table() -> None:
+async def test_table(tcp_serving: Serving) -> None:
     """Every row of the table gets its answers on a real socket too, and the client can read them to the end."""
 
     def client(row: dict[str, Any], connection: socket) -> tuple[bytes, float]:
@@ -34,7 +35,7 @@ async def test_table() -> None:
             pass
         return read_to_end(connection), time.monotonic() - began
 
-    async with serving() as served:
+    async with tcp_serving() as served:
         for row in ROWS:
             data, took_s = await served.run(lambda connection, row=row: client(row, connection))  # type: ignore[misc]
             statuses = [answer.status for answer in read_answers(data, heads=row.get("heads", 0))]
@@ -44,7 +45,7 @@ async def test_table() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_half_close() -> None:
+async def test_half_close(tcp_serving: Serving) -> None:
     """A client that has shut down its sending side gets every answer, also a late one, and then the end."""
     waiting = Waiting()
 
@@ -54,7 +55,7 @@ async def test_half_close() -> None:
         return read_to_end(connection)
 
     leaves = {b"/later": Leaf(waiting, methods=(b"GET",)), b"/healthz": Leaf(methods=(b"GET",))}
-    async with serving(leaves) as served:
+    async with tcp_serving(leaves) as served:
         talking = served.run(client)
         await served.until(lambda: waiting.deferreds)
         await served.pause(0.2)
@@ -66,7 +67,7 @@ async def test_half_close() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_lingering() -> None:
+async def test_lingering(tcp_serving: Serving) -> None:
     """A client that goes on sending after its request was refused still reads the refusal: no reset destroys it."""
 
     def client(connection: socket) -> bytes:
@@ -78,7 +79,7 @@ async def test_lingering() -> None:
 
     answered = Event()
 
-    async with serving() as served:
+    async with tcp_serving() as served:
         talking = served.run(client)
         await served.until(lambda: served.finished)
         await served.pause(0.2)
@@ -89,7 +90,7 @@ async def test_lingering() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_lingering_ends() -> None:
+async def test_lingering_ends(tcp_serving: Serving) -> None:
     """A client that never closes is closed on: with FIN at once, for good 2 s later."""
 
     def client(connection: socket) -> float:
@@ -101,7 +102,7 @@ async def test_lingering_ends() -> None:
         return took_s
 
     gone = Event()
-    async with serving() as served:
+    async with tcp_serving() as served:
         talking = served.run(client)
         await served.until(lambda: served.finished)
         began = time.monotonic()
@@ -112,7 +113,7 @@ async def test_lingering_ends() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_reset() -> None:
+async def test_reset(tcp_serving: Serving) -> None:
     """A client that resets in a head, in a body or while it waits leaves nothing behind, and nothing is logged."""
     waiting = Waiting()
 
@@ -124,7 +125,7 @@ async def test_reset() -> None:
         connection.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
 
     leaves = {b"/later": Leaf(waiting, methods=(b"GET",)), b"/webhook/tradingview": Leaf()}
-    async with serving(leaves) as served:
+    async with tcp_serving(leaves) as served:
         for data in (b"GET /he", post(b"x" * 100)[:-1], get("/later"), get("/later") + get("/later"), b""):
             await served.run(lambda connection, data=data: client(data, connection))  # type: ignore[misc]
         await served.until(lambda: served.site.open == 0)
@@ -134,7 +135,7 @@ async def test_reset() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_slow_head() -> None:
+async def test_slow_head(tcp_serving: Serving) -> None:
     """A head that trickles in is 408 at its deadline, not later."""
 
     def client(connection: socket) -> tuple[bytes, float]:
@@ -146,14 +147,14 @@ async def test_slow_head() -> None:
                 return connection.recv(65536) + read_to_end(connection), time.monotonic() - began
         raise AssertionError("the head was read to its end")
 
-    async with serving(limits=Limits(head_s=1.0)) as served:
+    async with tcp_serving(limits=Limits(head_s=1.0)) as served:
         data, took_s = await served.run(client)
     assert [answer.status for answer in read_answers(data)] == [408]
     assert took_s < 3.0
 
 
 @pytest_twisted.ensureDeferred
-async def test_stuck_client() -> None:
+async def test_stuck_client(tcp_serving: Serving) -> None:
     """A client that asks and asks and never reads is cut off, and costs no more than a socket's buffers."""
 
     def client(connection: socket) -> int:
@@ -168,7 +169,7 @@ async def test_stuck_client() -> None:
         return sent
 
     leaf = Leaf(lambda request: Response(200, b"x" * 200_000), methods=(b"GET",))
-    async with serving({b"/big": leaf}, limits=Limits(write_s=1.0)) as served:
+    async with tcp_serving({b"/big": leaf}, limits=Limits(write_s=1.0)) as served:
         sent = await served.run(client)
         assert sent < 10_000_000
         assert len(leaf.requests) < 50
@@ -176,7 +177,7 @@ async def test_stuck_client() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_large_answer() -> None:
+async def test_large_answer(tcp_serving: Serving) -> None:
     """A client that reads slowly, but reads, gets an answer of 8 MiB whole, and the one behind it."""
     body = bytes(range(256)) * 32768
 
@@ -192,14 +193,14 @@ async def test_large_answer() -> None:
         b"/big": Leaf(lambda request: Response(200, body), methods=(b"GET",)),
         b"/healthz": Leaf(methods=(b"GET",)),
     }
-    async with serving(leaves) as served:
+    async with tcp_serving(leaves) as served:
         first, second = read_answers(await served.run(client))
     assert first.body == body
     assert second.status == 202
 
 
 @pytest_twisted.ensureDeferred
-async def test_pipelining() -> None:
+async def test_pipelining(tcp_serving: Serving) -> None:
     """Thousands of requests in one go are answered in their order, while others are served too."""
     count = 5000
 
@@ -215,7 +216,7 @@ async def test_pipelining() -> None:
         return time.monotonic() - began
 
     leaf = Leaf(lambda request: Response(200, request.query), methods=(b"GET",))
-    async with serving({b"/echo": leaf}) as served:
+    async with tcp_serving({b"/echo": leaf}) as served:
         flooding = served.run(flood)
         assert await served.run(other) < 1.0
         answers = read_answers(await flooding)
@@ -238,7 +239,7 @@ class Echo(Protocol):
 
 
 @pytest_twisted.ensureDeferred
-async def test_hand_over() -> None:
+async def test_hand_over(tcp_serving: Serving) -> None:
     """A connection that changes hands goes on with the bytes that were there, and ends with the client's FIN."""
     echo = Echo()
 
@@ -253,7 +254,7 @@ async def test_hand_over() -> None:
         connection.shutdown(SHUT_WR)
         return received + read_to_end(connection)
 
-    async with serving({b"/echo": Leaf(reply, methods=(b"GET",))}) as served:
+    async with tcp_serving({b"/echo": Leaf(reply, methods=(b"GET",))}) as served:
         received = await served.run(client)
         await served.until(lambda: served.site.open == 0)
     assert received.endswith(b"\r\n\r\nEARLY LATE")
@@ -261,7 +262,7 @@ async def test_hand_over() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_drain_and_close() -> None:
+async def test_drain_and_close(tcp_serving: Serving) -> None:
     """drain() ends idle connections and waits for the request in flight; close() then leaves nothing."""
     waiting = Waiting()
 
@@ -274,7 +275,7 @@ async def test_drain_and_close() -> None:
         return read_to_end(connection)
 
     leaves = {b"/later": Leaf(waiting, methods=(b"GET",)), b"/healthz": Leaf(methods=(b"GET",))}
-    async with serving(leaves) as served:
+    async with tcp_serving(leaves) as served:
         idling, working = served.run(idle), served.run(busy)
         await served.until(lambda: served.finished and waiting.deferreds)
         drained = served.site.drain()

@@ -20,6 +20,7 @@ from gatewayd.http.stock import StockLeaf
 from tests.fakes.connection import Leaf, get, read_answers
 from tests.servers import Certificates, make_certificates
 from tests.unit.http.test_stock import File
+from tests.wire.conftest import Serving
 from tests.wire.listeners import CLIENT_TIMEOUT_S, read_to_end, read_until, serving
 
 CLOSE = get("/healthz", "Connection: close")
@@ -46,19 +47,19 @@ def secured(certificates: Certificates, connection: socket) -> ssl.SSLSocket:
 
 
 @pytest_twisted.ensureDeferred
-async def test_taken_port() -> None:
+async def test_taken_port(tcp_serving: Serving) -> None:
     """A taken port is named with its error, at once."""
-    async with serving() as served:
+    async with tcp_serving() as served:
         port = served.port.getHost().port
         with pytest.raises(CannotListen) as caught:
-            listen(served.reactor, Address(Kind.TCP, "127.0.0.1", port), served.site)
+            listen(served.reactor, Address(Kind.TCP, "127.0.0.1", port), served.site, None, served.loop)
         assert str(caught.value) == f"127.0.0.1:{port} is taken (EADDRINUSE)"
 
 
 @pytest_twisted.ensureDeferred
-async def test_wrong_addresses() -> None:
+async def test_wrong_addresses(tcp_serving: Serving) -> None:
     """An address of another machine and an unknown name are named with what is wrong with them."""
-    async with serving() as served:
+    async with tcp_serving() as served:
         for text, what in (
             ("192.0.2.1:8001", "192.0.2.1:8001 is not an address of this machine (EADDRNOTAVAIL)"),
             (
@@ -67,12 +68,12 @@ async def test_wrong_addresses() -> None:
             ),
         ):
             with pytest.raises(CannotListen) as caught:
-                listen(served.reactor, parse_address(text), served.site)
+                listen(served.reactor, parse_address(text), served.site, None, served.loop)
             assert str(caught.value) == what
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_delay() -> None:
+async def test_no_delay(tcp_serving: Serving) -> None:
     """Accepted connections have TCP_NODELAY: an answer never waits for an acknowledgement of the one before."""
     seen: list[int] = []
 
@@ -82,18 +83,18 @@ async def test_no_delay() -> None:
             self.transport.loseConnection()  # type: ignore[union-attr]
 
     leaf = Leaf(lambda request: HandOver(Seeing()), methods=(b"GET",))
-    async with serving({b"/see": leaf}) as served:
+    async with tcp_serving({b"/see": leaf}) as served:
         await served.run(lambda connection: (connection.sendall(get("/see")), read_to_end(connection)))
     assert seen == [True]
 
 
 @pytest_twisted.ensureDeferred
-async def test_ipv6() -> None:
+async def test_ipv6(tcp_serving: Serving) -> None:
     """An IPv6 address is listened on, and its peers are known by theirs."""
     if not sockets.has_ipv6:
         raise AssertionError("this machine has no IPv6")
     leaf = Leaf(methods=(b"GET",))
-    async with serving({b"/healthz": leaf}, address=parse_address("[::1]:0")) as served:
+    async with tcp_serving({b"/healthz": leaf}, address=parse_address("[::1]:0")) as served:
 
         def client() -> bytes:
             with sockets.create_connection(("::1", served.port.getHost().port), timeout=CLIENT_TIMEOUT_S) as connection:
@@ -106,9 +107,9 @@ async def test_ipv6() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_bounds() -> None:
+async def test_bounds(tcp_serving: Serving) -> None:
     """A connection beyond the bound is closed at once, with or without TLS in front, and counted."""
-    async with serving(max_connections=1) as served:
+    async with tcp_serving(max_connections=1) as served:
 
         def client(connection: socket) -> bytes:
             connection.sendall(get("/healthz"))
@@ -255,8 +256,8 @@ async def test_files(certificates: Certificates, tmp_path: Path) -> None:
         with secured(certificates, connection) as stream:
             return read_slowly(stream)
 
-    for tls in (None, load_tls(str(certificates.cert), str(certificates.key))):
-        async with serving({}, tls=tls) as served:
+    for on_loop, tls in ((True, None), (False, None), (False, load_tls(str(certificates.cert), str(certificates.key)))):
+        async with serving({}, tls=tls, on_loop=on_loop) as served:
             served.leaves[b"/big.bin"] = StockLeaf(File(str(tmp_path)), served.reactor, corr_id=lambda: "req_file")
             (answer,) = read_answers(await served.run(read_slowly if tls is None else client))
             assert answer.body == content
