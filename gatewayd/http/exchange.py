@@ -4,6 +4,7 @@ Answers that are more than one message: those that write themselves, and connect
 Decides what a leaf may return beside a plain Response, and what the channel asks of it then. Never writes a byte.
 """
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IProtocol
@@ -33,7 +34,7 @@ class HandOver(Response):
         self.protocol = protocol
 
 
-class Streamed(Response):
+class Streamed(Response, ABC):
     """
     An answer that writes itself, piece by piece, through the channel it is begun on; ends with `channel.end()`.
 
@@ -42,21 +43,21 @@ class Streamed(Response):
 
     __slots__ = ()
 
+    @abstractmethod
     def begin(self, channel: "Channel") -> None:
         """Start writing. An exception is a bug of the leaf: answered 500 when nothing was written yet."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pause(self) -> None:
         """The client does not read: write no more until resume()."""
-        raise NotImplementedError
 
+    @abstractmethod
     def resume(self) -> None:
         """The client reads again."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lost(self, reason: Failure) -> None:
         """The connection is gone before the end."""
-        raise NotImplementedError
 
 
 def failure_of(error: Exception | None = None) -> Failure:

@@ -179,12 +179,16 @@ class StreamedCase(SynchronousTestCase):
 
     def test_broken_before(self) -> None:
         """One that raises before it wrote anything is a 500."""
-        self.pieces.channel = None  # type: ignore[assignment]
-        self.world.leaves[b"/broken"] = Leaf(lambda request: Streamed(200), methods=(b"GET",))
+
+        class Broken(Pieces):
+            def begin(self, channel: Channel) -> None:
+                raise ZeroDivisionError
+
+        self.world.leaves[b"/broken"] = Leaf(lambda request: Broken(), methods=(b"GET",))
         transport = self.world.connect()
         send(transport, get("/broken"))
         self.assertEqual(statuses(transport), [500])
-        self.assertEqual([failure.type for failure in self.world.failures], [NotImplementedError])
+        self.assertEqual([failure.type for failure in self.world.failures], [ZeroDivisionError])
 
     def test_broken_after(self) -> None:
         """One that breaks after it wrote something is cut off, so that nobody takes the half for the whole."""
