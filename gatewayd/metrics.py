@@ -142,8 +142,7 @@ class Metrics:
     def know(self, sources: Iterable[tuple[str, int]]) -> None:
         """Make the cells of these configured sources, each with its number of secrets."""
         for source, keys in sources:
-            if source not in self._sources:
-                self._sources[source] = _SourceCells(self, source)
+            self._sources[source] = _SourceCells(self, source)
             for scheme in SCHEMES.values():
                 for number in range(1, keys + 1):
                     self._auth_cells[source, scheme.name, number] = self._auth.labels(source, scheme.name, str(number))
