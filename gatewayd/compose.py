@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -119,7 +119,7 @@ def build(loaded: Loaded, reactor: Any, event_loop: Any, *, load: Callable[[], L
         raise ValueError("there are no settings to build from")
     check_private_names()
     settings = complete_settings(loaded.settings)
-    world = World(reactor, Loop(event_loop), lambda: Wall(time.time()), dict(os.environ))
+    world = World(reactor, Loop(event_loop), cast("Callable[[], Wall]", time.time), dict(os.environ))
     log = make_log(
         reactor,
         world.wall,

@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from gatewayd.answers import Answers
 from gatewayd.bus.publication import Cause, Unpublished
-from gatewayd.committed import Committed
+from gatewayd.committed import Committed, Running
 from gatewayd.errors import Refused
 from gatewayd.health import Health
 from gatewayd.http.message import Request, Response
@@ -93,7 +93,7 @@ class WebhookResource:
     def answer(self, request: Request) -> Response | Deferred[Response]:
         """See ILeaf."""
         source = self._rules().paths.get(request.path)
-        return Deferred.fromCoroutine(self._pipeline.accept(request, source))
+        return Running(self._pipeline.accept(request, source))
 
 
 def make_within(clock: IReactorTime) -> Within:

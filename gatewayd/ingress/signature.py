@@ -94,12 +94,25 @@ class Authenticated(msgspec.Struct, frozen=True, gc=False):
 
 def parse_signatures(header: bytes) -> dict[bytes, list[bytes]] | None:
     """X-Signature -> digests (32 bytes) by scheme word; None when any part of it has another form."""
+    if b"," not in header:  # the usual one value, without a regular expression: 2.1 -> 0.9 us
+        return _parse_one(header)
     if _HEADER.fullmatch(header) is None:
         return None
     found: dict[bytes, list[bytes]] = {}
     for word, value in _ONE.findall(header):
         found.setdefault(word, []).append(bytes.fromhex(value.decode("ascii")))
     return found
+
+
+def _parse_one(header: bytes) -> dict[bytes, list[bytes]] | None:
+    word, _, value = header.partition(b"=")
+    if len(value) != 64 or word not in SCHEMES:
+        return None
+    try:
+        digest = bytes.fromhex(value.decode("ascii"))
+    except ValueError:  # neither hex nor ASCII
+        return None
+    return {word: [digest]} if len(digest) == 32 else None  # fromhex() skips blanks
 
 
 def verify(
