@@ -138,6 +138,18 @@ class Gateway:
         """The lines of the log that are JSON objects, as they are; a line that is none fails."""
         return [json.loads(line) for line in self.log_text().splitlines()]
 
+    def await_line(self, *, after: int = 0, timeout_s: float = 5.0, **members: Any) -> dict[str, Any]:
+        """The last line of the log that has these members, once more than `after` lines have them."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            text = self.log_text()
+            lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+            found = [line for line in lines if members.items() <= line.items()]
+            if len(found) > after:
+                return found[-1]
+            time.sleep(0.02)
+        raise AssertionError(f"no line in the log with {members}")
+
     def cpu_seconds(self) -> float:
         """User and system time of the process so far."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()

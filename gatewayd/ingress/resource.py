@@ -6,6 +6,7 @@ address's limit, size and media type. Never looks into a body: the pipeline does
 """
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -26,7 +27,7 @@ from gatewayd.ingress.headers import refuse_media_type
 from gatewayd.ingress.pipeline import UNKNOWN_SOURCE, Pipeline, Within
 from gatewayd.ingress.sources import GENERIC_PATH, Rules, Source
 from gatewayd.interfaces import IEventBus, ILeaf
-from gatewayd.times import Monotonic
+from gatewayd.times import Monotonic, format_wall
 
 MAX_BODY_BYTES: Final = 1_048_576
 T = TypeVar("T")
@@ -74,7 +75,10 @@ class WebhookResource:
             return Refused("GW-017", status=405, headers=((b"Allow", b"POST"),))
         if b"x-forwarded-for" in request.headers:
             request.client_ip = rules.proxies.client(request.peer, request.values(b"x-forwarded-for"))
-        refused = self._health.refuse_webhook(self._bus.state) or self._refuse_address(request, rules)
+        refused = self._health.refuse_webhook(self._bus.state)
+        if refused is not None:
+            return self._explain(refused)
+        refused = self._refuse_address(request, rules)
         if refused is not None:
             return refused
         if source is not None and not source.keys:
@@ -83,6 +87,13 @@ class WebhookResource:
         if len(length) > 10 or int(length) > bound:
             return Refused("GW-008", {"max_size": bound})
         return refuse_media_type(request)
+
+    def _explain(self, refused: Refused) -> Refused:
+        """For the log only: when the bus last did what it is for."""
+        last = self._bus.last_success
+        if refused.code != "GW-005":
+            return refused
+        return replace(refused, logged={**refused.logged, "last_success": None if last is None else format_wall(last)})
 
     def _refuse_address(self, request: Request, rules: Rules) -> Refused | None:
         if contains(rules.exempt, request.client_ip):

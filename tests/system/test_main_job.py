@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from gatewayd.times import parse_rfc3339
 from tests.clients import SECRET, generic_body, stamped, tradingview_body
 from tests.gateway import Gateway
 from tests.servers import NatsServer
@@ -191,12 +192,20 @@ class TestLife:
         assert (status, json.loads(answer)["code"], headers["retry-after"]) == (503, "GW-005", "1")
         assert gateway.health()["nats"] == "disconnected"
         assert gateway.get("/readyz")[0] == 503
+        assert gateway.await_line(code="GW-005", corr_id=json.loads(answer)["corr_id"])["nats_status"] == "disconnected"
         server.start()
         try:
             deadline = time.monotonic() + 5
             while gateway.get("/readyz")[0] != 200 and time.monotonic() < deadline:
                 time.sleep(0.05)
             assert gateway.ask("POST", WEBHOOK, body, stamped(body, time.time()))[0] == 202
+            server.kill()
+            time.sleep(0.2)
+            answer = gateway.ask("POST", WEBHOOK, body, stamped(body, time.time()))[2]
+            line = gateway.await_line(code="GW-005", corr_id=json.loads(answer)["corr_id"])
+            last_success = parse_rfc3339(line["last_success"])
+            assert last_success is not None
+            assert abs(last_success - time.time()) < 10
         finally:
             server.close()
 
@@ -271,13 +280,7 @@ class TestReload:
         """Send SIGHUP and wait for what the log says of it."""
         before = sum(line["event"] == event for line in gateway.log_lines())
         gateway.signal(signal.SIGHUP)
-        deadline = time.monotonic() + 5
-        while time.monotonic() < deadline:
-            found = [line["msg"] for line in gateway.log_lines() if line["event"] == event]
-            if len(found) > before:
-                return str(found[-1])
-            time.sleep(0.02)
-        raise AssertionError(f"no {event} in the log")
+        return str(gateway.await_line(after=before, event=event)["msg"])
 
     def test_secrets_from_a_file(self, make_gateway: Callable[..., Gateway], nats: NatsServer, tmp_path: Path) -> None:
         """Old, both, new: senders change over without a failure or a restart; a broken file changes nothing."""
