@@ -59,16 +59,17 @@ def listen(
     if tls is not None:
         factory = _TLSFactory(tls, False, factory, clock=reactor)
     port: Any
-    if loop is not None and tls is None:
-        port = LoopPort(loop, address.host, address.port, factory, BACKLOG)
-    else:
-        port = EagerPort(address.port, factory, BACKLOG, address.host, reactor)
     try:
-        port.startListening()
+        if loop is not None and tls is None:
+            port = LoopPort(loop, address.host, address.port, factory, BACKLOG)
+            port.startListening()
+        else:
+            port = EagerPort(address.port, factory, BACKLOG, address.host, reactor)
+            port.startListening()
+            # Linux hands the option on to every accepted socket, which spares a system call for each.
+            port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except CannotListenError as failed:
         raise _cannot_listen(address, failed.socketError) from None
-    # Linux hands the option on to every accepted socket, which spares a system call for each.
-    port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return port  # type: ignore[no-any-return]
 
 
