@@ -5,10 +5,17 @@ What needs a running reactor is a pytest-twisted function; a plain test function
 when Twisted logs a failure, so one fixture here makes every test fail on it.
 """
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 from twisted.logger import LogEvent, globalLogPublisher
+
+
+def pytest_configure() -> None:
+    """Let the programs that tests start be interrupted: run in the background, a shell has them ignore SIGINT."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
