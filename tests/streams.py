@@ -56,3 +56,12 @@ async def _read(url: str, stream: str, options: dict[str, Any]) -> list[Read]:
 def read_stream(url: str, stream: str = "trading-events", **options: Any) -> list[Read]:
     """Every message of the stream, in order."""
     return run(_read(url, stream, options))
+
+
+async def delete_stream(url: str, stream: str = "trading-events") -> None:
+    """Delete the stream, as an operator may."""
+    client = await nats.connect(url)
+    try:
+        await client.jetstream().delete_stream(stream)
+    finally:
+        await client.close()

@@ -12,13 +12,11 @@ from gatewayd.bus.publication import Unpublished
 from gatewayd.bus.stream import (
     ConsumerWanted,
     Finding,
-    Lag,
     StreamWanted,
     Surroundings,
     consumer_config,
     consumer_differences,
     differences,
-    lag,
     raised,
     stream_config,
     warnings,
@@ -117,11 +115,3 @@ async def ensure_consumer(bus: Api, wanted: ConsumerWanted) -> Checked | Unpubli
     if isinstance(info, Unpublished):
         return info
     return Checked(info, tuple(consumer_differences(info, wanted)), made=True)
-
-
-async def consumer_lag(bus: Api, stream: str, durable: str) -> Lag | Unpublished | None:
-    """How far the consumer is behind; None when there is none."""
-    info = await api(bus, f"$JS.API.CONSUMER.INFO.{stream}.{durable}", {})
-    if isinstance(info, Unpublished):
-        return None if info.error.endswith(_CONSUMER_NOT_FOUND) else info
-    return lag(info)

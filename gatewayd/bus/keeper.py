@@ -12,10 +12,10 @@ from typing import Final, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from gatewayd.bus.ensure import Checked, check_consumer, check_stream, consumer_lag, ensure_stream
+from gatewayd.bus.ensure import Checked, check_consumer, check_stream, ensure_stream
 from gatewayd.bus.nats import NatsBus
 from gatewayd.bus.publication import BusState, Unpublished
-from gatewayd.bus.stream import ConsumerWanted, Finding, StreamWanted, Surroundings
+from gatewayd.bus.stream import ConsumerWanted, Finding, Lag, StreamWanted, Surroundings, lag
 from gatewayd.times import Wall
 
 _log = Logger()
@@ -64,6 +64,7 @@ class StreamKeeper:
         self._created = ""
         self._filled = False
         self._prepared = False
+        self._preparing = False
         self._trouble = ""
         self._acked = (0, float("-inf"))
         self._waiting: Deferred[None] | None = None
@@ -79,10 +80,11 @@ class StreamKeeper:
 
     def prepare(self) -> Deferred[None]:
         """Look at the stream after a connect; see _prepare."""
-        self._prepared = False
+        self._prepared, self._preparing = False, True
         return Deferred.fromCoroutine(self._prepare()).addBoth(self._attempted)
 
     def _attempted(self, result: T) -> T:
+        self._preparing = False
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             waiting.callback(None)
@@ -108,13 +110,7 @@ class StreamKeeper:
         if isinstance(consumer, Unpublished):
             self._fail(f"The consumer {self._consumer.durable} cannot be read: {consumer.error}")
             return
-        missing = Finding(
-            "consumer_missing",
-            f"There is no consumer {self._consumer.durable}: nobody reads the events by it. "
-            "Make it with `gatewayctl consumer ensure`, or set NATS_DURABLE.",
-        )
-        self._report((*stream.findings, *((missing,) if consumer is None else consumer.findings)))
-        self._recognise(stream, acknowledged)
+        self._take(stream, consumer, acknowledged)
         if not self._filled:
             read = await bus.tail(self._consumer.filter_subject, self._seen, back_s=self._read_back_s)
             if isinstance(read, Unpublished):
@@ -124,6 +120,23 @@ class StreamKeeper:
             _log.info("{count} nonces read back from the stream", event="nonces.read_back", count=read.count)
         self._prepared, self._trouble = True, ""
         self._ready()
+
+    def _take(self, stream: Checked, consumer: Checked | None, acknowledged: int) -> None:
+        """What a look at both says: findings, fill, lag, and whether it is the stream that it was."""
+        missing = Finding(
+            "consumer_missing",
+            f"There is no consumer {self._consumer.durable}: nobody reads the events by it. "
+            "Make it with `gatewayctl consumer ensure`, or set NATS_DURABLE.",
+        )
+        self._report((*stream.findings, *((missing,) if consumer is None else consumer.findings)))
+        self.bytes = int(stream.info["state"]["bytes"])
+        self._recognise(stream, acknowledged)
+        behind = Lag(0, 0, 0) if consumer is None else lag(consumer.info)
+        self.lag = behind.pending + behind.unacked
+        if consumer is not None and behind.acked_sequence != self._acked[0]:
+            self._acked = (behind.acked_sequence, self._now())
+        moving = self._now() - self._acked[1] < SHED_WHILE_MOVING_S
+        self.shedding = self._shed_above is not None and self.lag > self._shed_above and moving
 
     def _around(self) -> Surroundings:
         return Surroundings(self._bus.server_version, self._bus.max_payload, self._sync_always, self._wall())
@@ -138,8 +151,9 @@ class StreamKeeper:
         self._trouble = text
 
     def _report(self, findings: tuple[Finding, ...]) -> None:
+        known = {finding.kind for finding in self.findings}  # their texts may count, and are not said each second
         for finding in findings:
-            if finding not in self.findings:
+            if finding.kind not in known:
                 level = _log.error if finding.fatal else _log.warn
                 level("{text}", event="stream.finding", kind=finding.kind, text=finding.text)
         self.findings = findings
@@ -158,30 +172,17 @@ class StreamKeeper:
             )
 
     async def tick(self) -> None:
-        """Once a second: prepare what could not be prepared, read the lag, notice a stream that went away."""
-        if self._bus.state is BusState.DISCONNECTED:
-            return
-        if not self._prepared:
-            await self._prepare()
+        """Once a second: look at both again; make a stream that went away, prepare what could not be prepared."""
+        if self._bus.state is BusState.DISCONNECTED or self._preparing:
             return
         acknowledged = self._bus.last_sequence
-        stream = await check_stream(self._bus, self._stream, self._around())
+        stream = await check_stream(self._bus, self._stream, self._around()) if self._prepared else None
         if stream is None:
-            await self._prepare()
+            await self.prepare()
         elif isinstance(stream, Checked):
-            self.bytes = int(stream.info["state"]["bytes"])
-            self._recognise(stream, acknowledged)
-        await self._read_lag()
-
-    async def _read_lag(self) -> None:
-        lag = await consumer_lag(self._bus, self._stream.name, self._consumer.durable)
-        if isinstance(lag, Unpublished):
-            return
-        self.lag = 0 if lag is None else lag.pending + lag.unacked
-        if lag is not None and lag.acked_sequence != self._acked[0]:
-            self._acked = (lag.acked_sequence, self._now())
-        moving = self._now() - self._acked[1] < SHED_WHILE_MOVING_S
-        self.shedding = self._shed_above is not None and self.lag > self._shed_above and moving
+            consumer = await check_consumer(self._bus, self._consumer)
+            if not isinstance(consumer, Unpublished):
+                self._take(stream, consumer, acknowledged)
 
     def widen(self, duplicate_window_s: float) -> Deferred[str | None]:
         """Make the duplicate window at least so long, for a reload; fires with None, or why it is not."""

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from gatewayd.times import parse_rfc3339
 from tests.clients import SECRET, generic_body, stamped, tradingview_body
 from tests.gateway import Gateway
 from tests.servers import NatsServer
-from tests.streams import read_stream
+from tests.streams import delete_stream, read_stream, run
 
 WEBHOOK = "/webhook/tradingview"
 
@@ -271,6 +272,37 @@ class TestLife:
         assert not pid_file.exists()
         lines = [json.loads(line) for line in log_file.read_text().splitlines()]
         assert {"ready", "service.stopped"} <= {line["event"] for line in lines}
+
+
+class TestStream:
+    """The stream and its consumer while gatewayd runs."""
+
+    def readiness(self, gateway: Gateway, text: str, *, there: bool) -> None:
+        """Wait until /readyz warns of something, or does so no more."""
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            warnings = " ".join(json.loads(gateway.get("/readyz")[2])["warnings"])
+            if (text in warnings) is there:
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"{text!r} in the warnings: still {not there}")
+
+    def test_the_consumer_is_looked_at_again(self, gateway: Gateway) -> None:
+        """A missing consumer is a warning until it is made."""
+        self.readiness(gateway, "no consumer gateway-consumer", there=True)
+        ctl = [sys.executable, "-c", "from gatewayd.cli import main; main()", "consumer", "ensure"]
+        subprocess.run(ctl, env=gateway.environment(), check=True, capture_output=True, timeout=20)
+        self.readiness(gateway, "no consumer gateway-consumer", there=False)
+
+    def test_a_stream_that_is_deleted_is_made_again(self, gateway: Gateway, nats: NatsServer) -> None:
+        """Without a restart; what was remembered of the old one is not held against the new one."""
+        body = tradingview_body(time.time())
+        assert gateway.ask("POST", WEBHOOK, body, stamped(body, time.time()))[0] == 202
+        run(delete_stream(nats.url))
+        gateway.await_line(event="stream.replaced")
+        answer = gateway.ask("POST", WEBHOOK, body, stamped(body, time.time()))
+        assert (answer[0], json.loads(answer[2])["duplicate"]) == (202, False)
+        assert len(read_stream(nats.url)) == 2
 
 
 class TestReload:

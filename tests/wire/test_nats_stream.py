@@ -10,9 +10,9 @@ import pytest_twisted
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import LogEvent, globalLogPublisher
 
-from gatewayd.bus.ensure import check_stream, consumer_lag, ensure_consumer, ensure_stream
+from gatewayd.bus.ensure import Checked, check_consumer, check_stream, ensure_consumer, ensure_stream
 from gatewayd.bus.publication import BusState, Cause, Published, Stored, Unpublished
-from gatewayd.bus.stream import ConsumerWanted, Lag, StreamWanted, Surroundings
+from gatewayd.bus.stream import ConsumerWanted, Lag, StreamWanted, Surroundings, lag
 from gatewayd.bus.tail import ReadBack
 from tests.buses import STREAM, call, connected_bus, create_stream, message, pair, pause, stored_ids, until
 from tests.fakes.counts import Counts
@@ -89,7 +89,7 @@ async def test_the_consumer_and_its_lag(server: NatsServer) -> None:
     wanted = ConsumerWanted(STREAM, "gateway-consumer")
     async with connected_bus(server) as bus:
         await create_stream(bus)
-        assert await consumer_lag(bus, STREAM, "gateway-consumer") is None
+        assert await check_consumer(bus, wanted) is None
         made = await ensure_consumer(bus, wanted)
         assert not isinstance(made, Unpublished)
         assert (made.made, made.findings) == (True, ())
@@ -98,7 +98,9 @@ async def test_the_consumer_and_its_lag(server: NatsServer) -> None:
         assert (again.made, again.info["config"]["max_ack_pending"]) == (False, 10)
         for i in range(5):
             await bus.publish(pair(str(i)))
-        assert await consumer_lag(bus, STREAM, "gateway-consumer") == Lag(5, 0, 0)
+        behind = await check_consumer(bus, wanted)
+        assert isinstance(behind, Checked)
+        assert lag(behind.info) == Lag(5, 0, 0)
 
 
 @pytest_twisted.ensureDeferred
