@@ -26,6 +26,7 @@ _RFC3339 = re.compile(
 )
 _EPOCH = re.compile(r"\d{1,11}", re.ASCII)
 _FIRST, _END = 0.0, 253370764800.0  # 1970-01-01 and 9999-01-01: what lies outside is no time of an event
+_ENDINGS = tuple(f".{ms:03d}Z" for ms in range(1000))
 _LARGEST_OFFSET_S = 14 * 3600  # no zone of the world is further from UTC
 
 
@@ -70,7 +71,7 @@ def format_wall(instant: float) -> str:
     """RFC 3339 in UTC with milliseconds, as every event and answer carries it: 2024-01-15T10:30:00.000Z."""
     # One request writes the same instant several times (1.7 -> 0.1 us).
     second, ms = divmod(int(instant * 1000 + 0.5), 1000)
-    return f"{_second_text(second)}.{ms:03d}Z"
+    return _second_text(second) + _ENDINGS[ms]
 
 
 @lru_cache(maxsize=16)

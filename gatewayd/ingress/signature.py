@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 MAX_SIGNATURES: Final = 5
+_BLOCK_BYTES: Final = 64  # of SHA-256
 
 
 class Signed(msgspec.Struct, frozen=True, gc=False):
@@ -62,24 +63,28 @@ _ONE: Final = re.compile(rb"(\w+)=([0-9A-Fa-f]{64})")
 
 class SigningKey:
     """
-    One secret, ready to sign: the key schedule of HMAC-SHA256 is computed once (2.0 -> 1.5 us a signature).
+    One secret, ready to sign: the two halves of HMAC-SHA256's key schedule (RFC 2104) are hashed once, which leaves
+    0.9 of 2.0 us a signature.
 
     `source` is the source that the secret is bound to, None for a shared one; `number` its place in its list from 1
     on, which is all that logs and metrics show of it.
     """
 
-    __slots__ = ("_keyed", "number", "source")
+    __slots__ = ("_inner", "_outer", "number", "source")
 
     def __init__(self, secret: bytes, source: str | None, number: int) -> None:
-        self._keyed = hmac.new(secret, digestmod=sha256)
+        block = (secret if len(secret) <= _BLOCK_BYTES else sha256(secret).digest()).ljust(_BLOCK_BYTES, b"\0")
+        self._inner = sha256(bytes(byte ^ 0x36 for byte in block))
+        self._outer = sha256(bytes(byte ^ 0x5C for byte in block))
         self.source = source
         self.number = number
 
     def mac(self, message: bytes) -> bytes:
         """HMAC-SHA256 of the message: 32 bytes."""
-        keyed = self._keyed.copy()
-        keyed.update(message)
-        return keyed.digest()
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(message)
+        outer.update(inner.digest())
+        return outer.digest()
 
     def __repr__(self) -> str:
         return f"<SigningKey {self.number} of {self.source or 'all sources'}>"
