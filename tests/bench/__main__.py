@@ -27,7 +27,6 @@ GATEWAY_CPU, OTHER_CPUS = "0", ",".join(str(cpu) for cpu in range(1, os.cpu_coun
 SETTINGS = {
     "API_KEY_HMAC_SECRET": SECRET.decode(),
     "RATE_LIMIT_RPS": "1000000",
-    "RATE_LIMIT_EXEMPT_CIDRS": "127.0.0.0/8",
     "NATS_STREAM_MAX_BYTES": "2GiB",
 }
 
