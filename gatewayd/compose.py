@@ -140,7 +140,7 @@ def build(loaded: Loaded, reactor: Any, event_loop: Any, *, load: Callable[[], L
     root.observer = log.observer
     services = [
         log.writer,
-        Signals(reactor, ending, {signal.SIGHUP: partial(core.reload, notifier), signal.SIGUSR1: log.writer.reopen}),
+        Signals(reactor, ending, _signal_calls(core, notifier, log)),
         Part("event loop", lambda: None, world.loop.stop),
         Part("public listener", core.listen, core.close_listeners),
         embedded,
@@ -435,6 +435,15 @@ class Core:
         response = self.answers.refuse(request, Refused("GW-016"))
         _log.failure("a request failed", failure, event="request.failed", corr_id=response.corr_id)
         return response
+
+
+def _signal_calls(core: "Core", notifier: Notifier, log: Log) -> dict[signal.Signals, Callable[[], object]]:
+    """What signals do beside ending the process."""
+    return {
+        signal.SIGHUP: partial(core.reload, notifier),
+        signal.SIGUSR1: log.writer.reopen,
+        signal.SIGUSR2: partial(_log.warn, "SIGUSR2 does nothing in this version", event="signal.unavailable"),
+    }
 
 
 def _started(core: "Core", notifier: Notifier) -> None:

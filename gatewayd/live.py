@@ -85,6 +85,8 @@ class Live:
             until=settings.maintenance_until,
             retry_after_s=settings.maintenance_retry_after,
         )
+        if settings.gateway_tls_cert is not None:
+            _log.warn("certificates are read at the start only in this version", event="config.certificates_kept")
         self._metrics.reloads.labels("ok").inc()
         _log.info(
             "settings reloaded; changed: {changed}; waiting for a restart: {waiting}",

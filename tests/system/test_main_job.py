@@ -183,6 +183,12 @@ class TestLife:
         stopped = [line["service"] for line in gateway.log_lines() if line["event"] == "service.stopped"]
         assert stopped.index("requests") < stopped.index("NATS") < stopped.index("public listener")
 
+    def test_sigusr2(self, gateway: Gateway) -> None:
+        """A signal that has no meaning yet is said to have none, and ends nothing."""
+        gateway.signal(signal.SIGUSR2)
+        gateway.await_line(event="signal.unavailable")
+        assert gateway.health()["ok"] is True
+
     def test_unreachable_nats_is_not_a_failed_start(self, make_gateway: Callable[..., Gateway], tmp_path: Path) -> None:
         """Without NATS it starts, answers 503 GW-005 with Retry-After, and takes webhooks once NATS is there."""
         server = NatsServer(tmp_path / "late")

@@ -43,7 +43,7 @@ BAD = [
     ("host:http", "a port is a number"),
     ("a b:80", "neither an IP address nor a host name"),
     ("-a:80", "neither an IP address nor a host name"),
-    ("/tmp/x:80", "neither an IP address nor a host name"),
+    ("/run/x:80", "neither an IP address nor a host name"),
     ("http://gw:80", "write an IPv6 address in brackets"),
     ("::1:80", "write an IPv6 address in brackets"),
     ("[::1:80", "write an IPv6 address in brackets"),
