@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from tests.gateway import Gateway
 from tests.servers import NatsServer
 from tests.streams import delete_stream, read_stream, run
 
+pytest_plugins = ("tests.reporting",)
 WEBHOOK = "/webhook/tradingview"
 
 
@@ -159,8 +161,11 @@ class TestSeedCommands:
         assert codes("old-secret,new-secret") == ["GW-003", "GW-003"]
         assert codes("new-secret") == ["GW-001", "GW-003"]
 
-    def test_quick_verification(self, gateway: Gateway) -> None:
+    def test_quick_verification(self, gateway: Gateway, not_run: Callable[[str], None]) -> None:
         """The health and metrics commands of the runbook's first page."""
+        if shutil.which("jq") is None:
+            not_run("jq is not installed")
+            return
         body = tradingview_body(time.time())
         assert gateway.ask("POST", WEBHOOK, body, stamped(body, time.time()))[0] == 202
         script = """
