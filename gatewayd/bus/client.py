@@ -13,7 +13,6 @@ has long been told that it failed. A new client has none of them, and there is o
 import asyncio
 import contextlib
 import random
-import re
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
+from gatewayd.bus.driver import AckDriver
 from gatewayd.secret import Secret
 from gatewayd.settings import Settings
 
@@ -179,48 +179,6 @@ class Listener(Protocol):
         """A message arrived at the inbox with this last part."""
 
 
-class _AckParser(Parser):
-    """
-    nats-py's parser with a short way for acknowledgements: whole messages without headers for our inbox, at the front
-    of what was read, are heard as they stand. The usual way makes a coroutine of each, a Msg, a queue entry and a
-    woken task: 10 us.
-    """
-
-    ack_line: re.Pattern[bytes] | None = None
-    heard: Callable[[str, bytes], object]
-
-    async def parse(self, data: bytes = b"") -> None:
-        if self.ack_line is not None and self.state == AWAITING_CONTROL_LINE and not self.buf:
-            data = self._take(self.ack_line, data)
-        if data:
-            await super().parse(data)
-
-    def _take(self, ack_line: re.Pattern[bytes], data: bytes) -> bytes:
-        """Hear what stands whole at the front of `data`; the rest of it."""
-        at = 0
-        while (found := ack_line.match(data, at)) is not None:
-            start = found.end()
-            end = start + int(found[2])
-            if len(data) < end + 2:
-                break
-            self.heard(found[1].decode("ascii"), data[start:end])
-            at = end + 2
-        return data[at:] if at else data
-
-
-class _Driver(Driver):
-    """nats-py's client on that parser."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._ps: _AckParser = _AckParser(self)
-
-    def hear(self, inbox: bytes, sid: int, heard: Callable[[str, bytes], object]) -> None:
-        """Take the short way for messages of this subscription whose subject is the inbox and a number."""
-        self._ps.heard = heard
-        self._ps.ack_line = re.compile(rb"MSG %b\.(\d+) %d (\d+)\r\n" % (re.escape(inbox), sid))
-
-
 class Client:
     """One connection to one server, from connect to close; `gone` is set once it is of no more use."""
 
@@ -230,7 +188,7 @@ class Client:
         self.inbox = b""
         self._settings = settings
         self._listener = listener
-        self._nats = _Driver()
+        self._nats = AckDriver()
         self._subscriptions: set[Subscription] = set()
         self._cut = 0
         self._ready = False

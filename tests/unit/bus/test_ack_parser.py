@@ -5,7 +5,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from gatewayd.bus.client import _AckParser
+from gatewayd.bus.driver import AckParser
 
 INBOX = b"_INBOX.abc"
 ACK = b'{"stream":"s","seq":%d}'
@@ -28,7 +28,7 @@ def message(token: bytes, body: bytes, sid: int = 1) -> bytes:
     return b"MSG %b.%b %d %d\r\n%b\r\n" % (INBOX, token, sid, len(body), body)
 
 
-def feed(parser: _AckParser, data: bytes) -> None:
+def feed(parser: AckParser, data: bytes) -> None:
     """Parse it; nothing that it awaits has to wait."""
     try:
         parser.parse(data).send(None)
@@ -40,7 +40,7 @@ def feed(parser: _AckParser, data: bytes) -> None:
 def parse(pieces: list[bytes]) -> list[tuple[Any, ...]]:
     """Everything that was heard or told, in one order, in one form."""
     connection = Connection()
-    parser = _AckParser(connection)  # type: ignore[no-untyped-call]
+    parser = AckParser(connection)  # type: ignore[no-untyped-call]
     parser.heard = lambda token, data: connection.told.append(
         ("message", 1, b"%b.%b" % (INBOX, token.encode()), data, None)
     )
