@@ -5,8 +5,9 @@ Decides how Twisted's transport interface is answered by an asyncio or uvloop tr
 does, how an abort becomes a reset, when a producer is paused, which reason a loss has. Never parses a byte, never
 limits anything, and knows neither asyncio nor uvloop by name: it is handed the loop.
 
-A request costs a quarter less than on Twisted's transports (33 -> 24 us, measured), because nothing of ours stands
-between the loop and the protocol: `data_received` is the protocol's own dataReceived, `write` the loop transport's.
+A bare request costs a quarter less than on Twisted's transports (33 -> 24 us; of a whole webhook that is about 5 %),
+because nothing of ours stands between the loop and the protocol: `data_received` is the protocol's own dataReceived,
+`write` the loop transport's.
 """
 
 import errno
