@@ -129,7 +129,7 @@ def build(loaded: Loaded, reactor: Any, event_loop: Any, *, load: Callable[[], L
     )
     ending = Ending(reactor, log.writer.flush)
     notifier = Notifier(world.environ)
-    embedded = EmbeddedServer(reactor, settings.state_directory, world.environ) if settings.embedded_nats else None
+    embedded = _embedded_server(world, settings) if settings.embedded_nats else None
     core = Core(world, loaded, settings, load=load, log=log, embedded=embedded)
     root = Root(
         reactor,
@@ -435,6 +435,12 @@ class Core:
         response = self.answers.refuse(request, Refused("GW-016"))
         _log.failure("a request failed", failure, event="request.failed", corr_id=response.corr_id)
         return response
+
+
+def _embedded_server(world: World, settings: Settings) -> EmbeddedServer:
+    """The embedded server; its binary may be named by the settings' file as well as by the environment."""
+    named = {} if settings.nats_server_bin is None else {"NATS_SERVER_BIN": str(settings.nats_server_bin)}
+    return EmbeddedServer(world.reactor, settings.state_directory, {**world.environ, **named})
 
 
 def _signal_calls(core: "Core", notifier: Notifier, log: Log) -> dict[signal.Signals, Callable[[], object]]:

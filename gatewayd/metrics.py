@@ -16,12 +16,12 @@ from prometheus_client.process_collector import ProcessCollector
 from gatewayd.cells import CounterCell, Counters, GaugeCell, Gauges, Histograms
 from gatewayd.errors import TABLE
 from gatewayd.ingress.signature import SCHEMES
+from gatewayd.ingress.sources import UNKNOWN_SOURCE
 
-OTHER: Final = "_other"
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _CLASSES: Final = ("2xx", "4xx", "5xx")
 _DEAD: Final = ("GW-003", "GW-009", "GW-013")
-_OTHER_SUBJECT: Final = OTHER.encode("ascii")
+_OTHER_SUBJECT: Final = UNKNOWN_SOURCE.encode("ascii")
 
 
 class _SourceCells:
@@ -112,7 +112,7 @@ class Metrics:
             },
         )
         self._errors = {kind: nats_errors.labels(kind) for kind in ("connection", "timeout")}
-        self._prepare(published, [*subjects, OTHER])
+        self._prepare(published, [*subjects, UNKNOWN_SOURCE])
 
     def _prepare(self, published: Counters, subjects: Iterable[str]) -> None:
         """Make every cell that can be known in advance, so that it is there at 0."""
@@ -126,8 +126,8 @@ class Metrics:
         for result in ("ok", "failed"):
             self.reloads.labels(result)
         self._auth_cells: dict[tuple[str, str, int], CounterCell] = {}
-        self._other = _SourceCells(self, OTHER)
-        self._sources = {OTHER: self._other}
+        self._other = _SourceCells(self, UNKNOWN_SOURCE)
+        self._sources = {UNKNOWN_SOURCE: self._other}
 
     def _bind_codes(
         self, labelled: Mapping[str, Counters], alone: Mapping[str, CounterCell]

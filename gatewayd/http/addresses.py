@@ -81,17 +81,6 @@ def parse_address(text: str, default_host: str = "127.0.0.1") -> Address:
             return _parse_host_port(text, default_host)
 
 
-def parse_addresses(text: str, default_host: str = "127.0.0.1") -> tuple[Address, ...]:
-    """Read several addresses separated by commas; ValueError for none, for a malformed one and for one named twice."""
-    addresses = tuple(parse_address(part, default_host) for part in text.split(",") if part.strip())
-    if not addresses:
-        raise ValueError("no address given")
-    for index, address in enumerate(addresses):
-        if (address.path or address.port) and address in addresses[:index]:
-            raise ValueError(f"{str(address)!r} is given twice")
-    return addresses
-
-
 def _parse_host_port(text: str, default_host: str) -> Address:
     host, _, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):

@@ -209,10 +209,6 @@ class Bucket:
         self._full_at = full_at + interval
         return None
 
-    def remaining(self, limit: Limit, now: Monotonic) -> int:
-        """Whole tokens in the bucket at `now`."""
-        return max(0, int((now - max(self._full_at, now)) * limit.rps + limit.burst + 1e-9))
-
     def idle(self, now: Monotonic) -> bool:
         """True when the bucket is full again, so that forgetting it loses nothing."""
         return self._full_at <= now

@@ -47,14 +47,13 @@ from gatewayd.ingress.events import (
 from gatewayd.ingress.headers import Stamp, read_headers, refuse_replay, refuse_signature
 from gatewayd.ingress.normalise import Generic, Invalid, Malformed, Signal
 from gatewayd.ingress.signature import Authenticated, Signed, verify
-from gatewayd.ingress.sources import Rules, Source
+from gatewayd.ingress.sources import UNKNOWN_SOURCE, Rules, Source
 from gatewayd.interfaces import IAdmission, IEventBus
 from gatewayd.times import format_wall
 
 ANSWER_WITHIN_S: Final = 2.3
 """Seconds from a complete request to its answer at the most; TradingView gives up after 3 s."""
 
-UNKNOWN_SOURCE: Final = "_other"
 _MAX_SOURCE_SHOWN: Final = 64
 
 T = TypeVar("T")

@@ -24,8 +24,8 @@ from gatewayd.ingress.addresses import AddressBuckets, contains
 from gatewayd.ingress.admission import refuse_limited
 from gatewayd.ingress.events import ENVELOPE_BYTES
 from gatewayd.ingress.headers import refuse_media_type
-from gatewayd.ingress.pipeline import UNKNOWN_SOURCE, Pipeline, Within
-from gatewayd.ingress.sources import GENERIC_PATH, Rules, Source
+from gatewayd.ingress.pipeline import Pipeline, Within
+from gatewayd.ingress.sources import GENERIC_PATH, UNKNOWN_SOURCE, Rules, Source
 from gatewayd.interfaces import IEventBus, ILeaf
 from gatewayd.times import Monotonic, format_wall
 
@@ -90,9 +90,9 @@ class WebhookResource:
 
     def _explain(self, refused: Refused) -> Refused:
         """For the log only: when the bus last did what it is for."""
-        last = self._bus.last_success
         if refused.code != "GW-005":
             return refused
+        last = self._bus.last_success
         return replace(refused, logged={**refused.logged, "last_success": None if last is None else format_wall(last)})
 
     def _refuse_address(self, request: Request, rules: Rules) -> Refused | None:

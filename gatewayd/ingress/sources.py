@@ -18,6 +18,8 @@ from gatewayd.settings import Settings, SourceSettings
 
 GENERIC_PATH: Final = b"/webhook/generic"
 PREFIX: Final = b"/webhook/"
+UNKNOWN_SOURCE: Final = "_other"
+"""What a source that is not known is called, in limits and in metrics."""
 
 Read: TypeAlias = Callable[[bytes, str | None], Signal | Generic | Malformed | Invalid]
 """A body, and the path's source or None, to what it says."""

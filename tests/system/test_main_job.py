@@ -232,6 +232,25 @@ class TestLife:
         for line, name in zip(sorted(lines), ("IDEMPOTENCY_TTL_SEC", "LOG_LEVEL", "RATE_LIMIT_RPS"), strict=True):
             assert line.startswith(f"gatewayd: {name}=")
 
+    def test_the_servers_binary_may_stand_in_the_file(
+        self, make_gateway: Callable[..., Gateway], tmp_path: Path
+    ) -> None:
+        """A nats-server named in the settings' file is the one that is started, or named when it cannot be."""
+        file = tmp_path / "gatewayd.toml"
+        file.write_text('nats_server_bin = "/nonexistent/nats-server"\n')
+        gateway = make_gateway()
+        done = subprocess.run(
+            gateway.command("--config", str(file)),
+            env=gateway.environment(),
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+            cwd="/",
+        )
+        assert done.returncode == 1
+        assert "NATS_SERVER_BIN=/nonexistent/nats-server is not an executable file" in done.stdout
+
     def test_a_taken_port_is_named(self, gateway: Gateway, make_gateway: Callable[..., Gateway]) -> None:
         """A second gatewayd on the same port ends at once and names it."""
         second = make_gateway("second", port=gateway.port, API_KEY_HMAC_SECRET=SECRET.decode())

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from gatewayd.http.addresses import Address, Kind, parse_address, parse_addresses
+from gatewayd.http.addresses import Address, Kind, parse_address
 
 GOOD = [
     (":8001", Address(Kind.TCP, "192.0.2.9", 8001), "192.0.2.9:8001"),
@@ -85,14 +85,3 @@ def test_shown_is_read_back() -> None:
     """What an address shows of itself is that address again, where it has no keys and no mode."""
     for text in ("127.0.0.1:8001", "[::1]:0", "unix:/run/gw.sock"):
         assert str(parse_address(str(parse_address(text)))) == text
-
-
-def test_several() -> None:
-    """Commas separate addresses; none at all and the same one twice are errors, two free ports are not."""
-    found = parse_addresses(":8001, [::1]:8001,unix:/run/gw.sock,", "127.0.0.1")
-    assert [str(address) for address in found] == ["127.0.0.1:8001", "[::1]:8001", "unix:/run/gw.sock"]
-    assert len(parse_addresses(":0,:0")) == 2
-    with pytest.raises(ValueError, match="no address given"):
-        parse_addresses(" , ")
-    with pytest.raises(ValueError, match=r"'127\.0\.0\.1:80' is given twice"):
-        parse_addresses(":80,127.0.0.1:80")
