@@ -14,11 +14,16 @@ from typing import Final
 MAX_UNIX_PATH_BYTES: Final = 107
 """sun_path has 108 bytes on Linux, the last one is NUL."""
 
+MAX_INHERITED: Final = 1024
+"""Sockets that a process may be started with."""
+
 _PORT: Final = re.compile(r"\d{1,5}", re.ASCII)
 _HOST: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
 _FIELD: Final = re.compile(r"((?:[^\\:]|\\.)*)(?::|\Z)", re.DOTALL)
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 _MODE: Final = re.compile(r"0?o?[0-7]{3}", re.ASCII)
+_NAME: Final = re.compile(r"[!-9;-~]{1,255}", re.ASCII)
+_DOMAINS: Final = ("INET", "INET6", "UNIX")
 
 
 class Kind(Enum):
@@ -27,6 +32,7 @@ class Kind(Enum):
     TCP = "tcp"
     TLS = "ssl"
     UNIX = "unix"
+    INHERITED = "systemd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,8 @@ class Address:
     TCP and TLS: `host` (an IP address without brackets, a name, or "" for every IPv4 address) and `port` (0: any free
     one). UNIX: `path`, and `mode`, the permission bits of the socket's file (None: what the umask leaves). TLS that
     the address itself asks for: `private_key` and `certificate`, paths of PEM files, and `chain`, "" for none.
+    INHERITED, a socket that the process is started with: `domain` is INET, INET6 or UNIX; `name`, or `index` where the
+    name is "".
     """
 
     kind: Kind
@@ -47,10 +55,15 @@ class Address:
     private_key: str = ""
     certificate: str = ""
     chain: str = ""
+    domain: str = ""
+    name: str = ""
+    index: int = 0
 
     def __str__(self) -> str:
         if self.kind is Kind.UNIX:
             return f"unix:{self.path}"
+        if self.kind is Kind.INHERITED:
+            return f"systemd:domain={self.domain}:" + (f"name={self.name}" if self.name else f"index={self.index}")
         host = f"[{self.host}]" if ":" in self.host else self.host
         prefix = "ssl:" if self.kind is Kind.TLS else ""
         return f"{prefix}{host}:{self.port}"
@@ -59,9 +72,10 @@ class Address:
 def parse_address(text: str, default_host: str = "127.0.0.1") -> Address:
     r"""
     Read one address: `:port` (at `default_host`), `host:port`, `[v6]:port`, `tcp:port[:interface=host]`,
-    `unix:/path[:mode=660]` or `ssl:port:privateKey=file[:certKey=file][:extraCertChain=file][:interface=host]`.
+    `unix:/path[:mode=660]`, `ssl:port:privateKey=file[:certKey=file][:extraCertChain=file][:interface=host]` or
+    `systemd:domain=INET:name=public` (INET6, UNIX; `index=0` instead of the name).
 
-    The last three are Twisted's endpoint strings (a colon inside a value is written `\:`). Raises ValueError with a
+    The last four are Twisted's endpoint strings (a colon inside a value is written `\:`). Raises ValueError with a
     text that names the address and what is wrong with it.
     """
     text = text.strip()
@@ -70,7 +84,7 @@ def parse_address(text: str, default_host: str = "127.0.0.1") -> Address:
         raise ValueError(f"{text!r} is not an address: expected :port, host:port, unix:/path or ssl:port:privateKey=…")
     match scheme:
         case "systemd":
-            raise ValueError(f"{text!r}: sockets inherited from systemd are not available in this version")
+            return _parse_inherited(text, rest)
         case "unix":
             return _parse_unix(text, rest)
         case "ssl":
@@ -126,6 +140,20 @@ def _parse_unix(text: str, rest: str) -> Address:
     if mode is not None and _MODE.fullmatch(mode) is None:
         raise ValueError(f"{text!r}: mode is three octal digits, as in mode=660")
     return Address(Kind.UNIX, path=path, mode=None if mode is None else int(mode.replace("o", ""), 8))
+
+
+def _parse_inherited(text: str, rest: str) -> Address:
+    _, options = _split(text, ":" + rest, ("domain", "name", "index"))
+    domain, name, index = options.get("domain", ""), options.get("name"), options.get("index")
+    if domain not in _DOMAINS:
+        raise ValueError(f"{text!r}: domain is one of {', '.join(_DOMAINS)}, as in domain=INET")
+    if (name is None) is (index is None):
+        raise ValueError(f"{text!r}: either name= or index= says which socket is meant")
+    if name is not None and _NAME.fullmatch(name) is None:
+        raise ValueError(f"{text!r}: a name is 1 to 255 visible ASCII characters without a colon")
+    if index is not None and (_PORT.fullmatch(index) is None or int(index) >= MAX_INHERITED):
+        raise ValueError(f"{text!r}: an index is a number from 0 to {MAX_INHERITED - 1}")
+    return Address(Kind.INHERITED, domain=domain, name=name or "", index=int(index or 0))
 
 
 def _split(text: str, rest: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:

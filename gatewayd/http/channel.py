@@ -78,7 +78,7 @@ class Channel:
 
     def __init__(self, site: "Site", peer: str) -> None:
         self._site = site
-        self.framing = Framing(site.limits)
+        self.framing = Framing(site.limits, site.kept)
         self._state = _HEAD
         self._now = Monotonic(0.0)
         self._request: Request | None = None
@@ -106,7 +106,6 @@ class Channel:
         self.transport = transport
         self.secure = ISSLTransport.providedBy(transport)
         self.deadline = self._site.clock.seconds() + self._site.limits.head_s
-        # As its producer the channel is told when the client does not read, and when it does again.
         transport.registerProducer(self, True)
         self._site.opened(self)
 
@@ -201,14 +200,19 @@ class Channel:
         elif self._state is _HEAD:
             self._lose()
 
+    @property
+    def waits(self) -> bool:
+        """True between two requests, and before the first one: the next may be on its way."""
+        return self._state is _HEAD
+
     def retire(self) -> None:
         """The site is draining: close when there is nothing to answer."""
-        if self._state is _HEAD and not self.framing.begun and not self.framing.held:
+        if self.waits and not self.framing.begun and not self.framing.held:
             self._lose()
 
     def shut(self) -> None:
-        """The site closes: what was written still goes out, within the time for writing."""
-        if self._state is _GONE:
+        """The site closes: what was written still goes out, within the time for writing; FIN sent, nobody waits."""
+        if self._state is _GONE or self._fin_sent:
             self.transport.loseConnection()
         elif self._state is not _CLOSING:
             self._lose()
@@ -395,7 +399,10 @@ class Channel:
         self._head_timed = False
         now = self._now if self._pumping else self._site.clock.seconds()
         self.deadline = now + (self._site.limits.write_s if self._blocked else self._site.limits.idle_s)
-        if not self._pumping and (self._eof or self._paused or self.framing.held):
+        if response.rest and not self._blocked:
+            self._site.rest(self)
+            self.pauseProducing()  # until the site ends it: nothing is written meanwhile, so nobody else does
+        elif not self._pumping and (self._eof or self._paused or self.framing.held):
             self._pump()
 
     @property
@@ -403,8 +410,6 @@ class Channel:
         """False when the current answer is the connection's last."""
         framing = self.framing
         return framing.keep_alive and not self._site.draining and not (self._eof and not framing.held)
-
-    # -- answers that are more than one piece ------------------------------------------------------------------------
 
     def _stream(self, streamed: Streamed) -> None:
         self._streamed = streamed
@@ -469,10 +474,7 @@ class Channel:
         pause = self._state is not _CLOSING and (self._blocked or self.framing.held > self._site.limits.held)
         if pause is not self._paused and not self._eof:
             self._paused = pause
-            if pause:
-                self.transport.pauseProducing()
-            else:
-                self.transport.resumeProducing()
+            (self.transport.pauseProducing if pause else self.transport.resumeProducing)()
 
     def _linger(self) -> None:
         """

@@ -13,6 +13,15 @@ from gatewayd.http.message import Request
 from gatewayd.http.rules import CHUNKED, Limits, Malformed
 
 
+class Kept:
+    """What all framings that share it keep of bodies that are not complete, in `bytes`."""
+
+    __slots__ = ("bytes",)
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
 class Framing:
     """
     The requests of one connection, one after the other: push() bytes, then read_head(), then read_body() until it
@@ -20,7 +29,7 @@ class Framing:
 
     After a Malformed nothing more can be read. While a message is current: `declared` is its Content-Length, 0, CHUNKED
     or OVERLONG; `keep_alive` whether another may follow; `http_1_0` its version; `expects_continue` whether the client
-    waits for 100 (Continue) before it sends the body.
+    waits for 100 (Continue) before it sends the body. `kept` is counted in together with other framings.
     """
 
     __slots__ = (
@@ -37,6 +46,7 @@ class Framing:
         "_headers",
         "_in_trailers",
         "_keep",
+        "_kept",
         "_left",
         "_limits",
         "_line",
@@ -55,8 +65,9 @@ class Framing:
         "keep_alive",
     )
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, kept: Kept | None = None) -> None:
         self._limits = limits
+        self._kept = kept or Kept()
         self._at_once = min(limits.request_line, limits.header_line, limits.head - 4)
         self._data = b""
         self._position = 0
@@ -106,16 +117,17 @@ class Framing:
         return bool(self._raw)
 
     def rest(self) -> bytes:
-        """Take out everything that was not read, for another protocol."""
+        """Take out everything that was not read, for another protocol; what there is of a body is dropped."""
         rest = self._data[self._position :]
         self._data, self._position = b"", 0
+        self._take_body()
         return rest
 
     def close(self) -> None:
         """Drop what is held and break the cycle with the parser; nothing can be read any more."""
         del self._parser
-        self._data, self._position = b"", 0
-        self._raw, self._body = bytearray(), None
+        self._raw = bytearray()
+        self.rest()
 
     # -- the head --------------------------------------------------------------------------------------------------
 
@@ -300,7 +312,10 @@ class Framing:
         self._in_trailers = False
 
     def read_body(self) -> bytes | Malformed | None:
-        """The whole body (b"" when it is not kept), None when there is more to come, 413 when it is over the bound."""
+        """
+        The whole body (b"" when it is not kept), None when there is more to come, 413 when it is over the bound, 503
+        when there is more to come and all framings together keep more than they may.
+        """
         if self.declared == CHUNKED:
             return self._read_chunked()
         if self.declared > self._bound:
@@ -312,7 +327,7 @@ class Framing:
         if self._left == 0 and self._body is None:
             return (piece if self._keep else b"") if self._ended else rules.SYNTAX
         self._store(piece)
-        return self._finish_body() if self._left == 0 else None
+        return self._finish_body() if self._left == 0 else self._await_more()
 
     def _read_chunked(self) -> bytes | Malformed | None:
         """
@@ -325,7 +340,7 @@ class Framing:
             if self._chunk_left:
                 piece = self._take(self._chunk_left)
                 if not piece:
-                    return None
+                    return self._await_more()
                 data_left = self._chunk_left - 2
                 self._chunk_left -= len(piece)
                 if not self._feed(piece):
@@ -333,7 +348,9 @@ class Framing:
                 self._store(piece[:data_left] if data_left > 0 else b"")
                 continue
             line = self._take_line()
-            if line is None or isinstance(line, Malformed):
+            if line is None:
+                return self._await_more()
+            if isinstance(line, Malformed):
                 return line
             if not self._in_trailers:
                 refused = self._begin_chunk(line)
@@ -393,12 +410,21 @@ class Framing:
             self._body = bytearray()
         if self._keep:
             self._body += piece
+            self._kept.bytes += len(piece)
+
+    def _await_more(self) -> Malformed | None:
+        return rules.BODIES if self._body and self._kept.bytes > self._limits.bodies else None
+
+    def _take_body(self) -> bytes:
+        body, self._body = self._body, None
+        if not body:
+            return b""
+        self._kept.bytes -= len(body)
+        return bytes(body)
 
     def _finish_body(self) -> bytes | Malformed:
-        body, self._body = self._body, None
-        if not self._ended:
-            return rules.SYNTAX
-        return bytes(body) if body else b""
+        body = self._take_body()
+        return body if self._ended else rules.SYNTAX
 
     # -- llhttp ----------------------------------------------------------------------------------------------------
 

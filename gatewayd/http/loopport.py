@@ -1,5 +1,5 @@
 """
-Listening on the event loop's own TCP transports, which speak to a protocol as Twisted's do.
+Listening on the event loop's own stream transports, which speak to a protocol as Twisted's do.
 
 Decides how Twisted's transport interface is answered by an asyncio or uvloop transport: what a write after the end
 does, how an abort becomes a reset, when a producer is paused, which reason a loss has. Never parses a byte, never
@@ -13,11 +13,13 @@ because nothing of ours stands between the loop and the protocol: `data_received
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError, ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
     IConsumer,
@@ -32,8 +34,18 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+Host: TypeAlias = IPv4Address | IPv6Address | UNIXAddress
+
 _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER on, 0 s: close() throws away what was not sent and resets."""
+_MORE: Final = 32
+"""How many further connections are taken in one turn; below the descriptors that are kept free of connections."""
+
+_AT_ONCE: Final = 8
+"""
+How many connections asyncio accepts in one turn, before the first of them can be refused. It takes the backlog for it:
+a flood took every descriptor that was left, the NATS client's among them, and a log line for each of 1024 more (tried).
+"""
 _log = Logger()
 
 
@@ -77,7 +89,7 @@ class LoopTransport:
         self._transport: Any = None
         self._protocol: IProtocol | None = None
         self._local: Any = None
-        self._peer: IPv4Address | IPv6Address | None = None
+        self._peer: Host | None = None
         self._reason: Failure | None = None
         self._half_closeable = False
         self._eof = False
@@ -95,12 +107,16 @@ class LoopTransport:
     def connection_made(self, transport: Any) -> None:
         """A connection was accepted: the factory's protocol gets it, or it is closed when there is none."""
         self._transport = transport
+        self._port.accepted()
         peer = transport.get_extra_info("peername")
-        if peer is None:  # reset before it was accepted; without an address nobody could count it
+        self._local = transport.get_extra_info("sockname")  # uvloop cannot say it after the end
+        if self._port.unix:
+            self._peer = UNIXAddress(None)
+        elif peer is None:  # reset before it was accepted; without an address nobody could count it
             transport.abort()
             return
-        self._local = transport.get_extra_info("sockname")  # uvloop cannot say it after the end
-        self._peer = _address(peer)
+        else:
+            self._peer = _address(peer)
         protocol: Any = None
         try:
             protocol = self._port.factory.buildProtocol(self._peer)
@@ -202,11 +218,11 @@ class LoopTransport:
         """Reset the connection: what was not sent is thrown away."""
         self._abort(ConnectionAborted())
 
-    def getPeer(self) -> IPv4Address | IPv6Address | None:  # type: ignore[override] # None before it is connected
+    def getPeer(self) -> Host | None:  # type: ignore[override] # None before it is connected
         """The address of the other side, also after the end."""
         return self._peer
 
-    def getHost(self) -> IPv4Address | IPv6Address:
+    def getHost(self) -> Host:  # type: ignore[override] # a UNIX socket's, too
         """The address of this side, also after the end."""
         return _address(self._local)
 
@@ -319,55 +335,89 @@ class LoopTransport:
 @implementer(IListeningPort)
 class LoopPort:
     """
-    A listening socket whose connections are the loop's. `port` 0 lets the kernel choose; getHost() says which.
+    A listening socket whose connections are the loop's. `port` 0 lets the kernel choose; getHost() says which. A socket
+    that listens already is served as it is instead, be it TCP or UNIX: `listening`, which belongs to the port then.
 
     The socket is bound and listens when startListening() returns, also while no loop runs yet: the kernel queues what
     connects until the loop accepts. Short of descriptors, asyncio rests for a second and says so, uvloop closes what
-    connects; either goes on listening (tried).
+    connects; either goes on listening (tried). A factory that refuses connections well before that keeps the rest free.
     """
 
-    def __init__(self, loop: Any, host: str, port: int, factory: IProtocolFactory, backlog: int) -> None:
+    def __init__(
+        self,
+        loop: Any,
+        host: str,
+        port: int,
+        factory: IProtocolFactory,
+        backlog: int,
+        *,
+        listening: socket.socket | None = None,
+    ) -> None:
         self.loop = loop
         self.factory = factory
         self.socket: socket.socket | None = None
+        self.unix = listening is not None and listening.family is socket.AF_UNIX
         self._wanted = (host, port)
+        self._given = listening
         self._backlog = backlog
-        self._address: IPv4Address | IPv6Address | None = None
+        self._address: Host | None = None
         self._server: Any = None
         self._task: Any = None
+        self._looking = False
+        self._making: set[Any] = set()
 
     def startListening(self) -> None:
         """Bind and listen; CannotListenError when that is impossible."""
-        host, port = self._wanted
-        listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            listening.setblocking(False)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening = self._given or self._bind()
+        listening.setblocking(False)
+        if not self.unix:
             # Linux hands it on to every accepted socket; asyncio sets it on none that has no protocol number.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            listening.bind((host, port))
-            listening.listen(self._backlog)
-        except OSError as error:
-            listening.close()
-            raise CannotListenError(host, port, error) from None  # type: ignore[no-untyped-call]
         self.socket = listening
         self._address = _address(listening.getsockname())
         self.factory.doStart()
         self._task = self.loop.create_task(self._serve(listening))
 
-    def stopListening(self) -> None:
-        """Accept no more; connections that were accepted stay as they are."""
+    def _bind(self) -> socket.socket:
+        host, port = self._wanted
+        listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((host, port))
+            listening.listen(self._backlog)
+        except OSError as error:
+            listening.close()
+            raise CannotListenError(host, port, error) from None  # type: ignore[no-untyped-call]
+        return listening
+
+    def stopListening(self) -> Deferred[None] | None:
+        """
+        Accept no more; connections that were accepted stay as they are. Fires when the descriptor is closed.
+
+        It is closed, never shut down: whoever else holds the socket can accept what waits in its queue.
+        """
         listening, self.socket = self.socket, None
         if listening is None:
-            return
+            return None
         self._task.cancel()
-        if self._server is not None:
-            self._server.close()
-        else:  # the loop never came to it
-            listening.close()
         self.factory.doStop()
+        if self._server is None:  # the loop never came to it
+            listening.close()
+            return None
+        # asyncio takes connections out of the queue and makes their transports in its next turn, which fails, and cuts
+        # them, when the server is closed by then (tried). uvloop makes them at once, and knows of no reader here.
+        if not self.loop.remove_reader(listening):
+            self._server.close()
+            return None
+        closed: Deferred[None] = Deferred()
+        self.loop.call_soon(self._close, closed)
+        return closed
 
-    def getHost(self) -> IPv4Address | IPv6Address:
+    def _close(self, closed: Deferred[None]) -> None:
+        self._server.close()
+        closed.callback(None)
+
+    def getHost(self) -> Host:
         """What it listens on, also after the end; RuntimeError before the beginning."""
         if self._address is None:
             raise RuntimeError("the port does not listen yet")
@@ -375,17 +425,54 @@ class LoopPort:
 
     async def _serve(self, listening: socket.socket) -> None:
         # In two steps, of which the first does not wait: a stop in between finds the server.
-        self._server = await self.loop.create_server(
-            lambda: LoopTransport(self), sock=listening, backlog=self._backlog, start_serving=False
+        create, options = self.loop.create_server, {}
+        if self.unix:
+            create = self.loop.create_unix_server
+            # The path stays: the socket has not been made here. Python 3.13 would remove it.
+            options = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+        self._server = await create(
+            lambda: LoopTransport(self), sock=listening, backlog=_AT_ONCE, start_serving=False, **options
         )
+        self.loop.call_soon(self._deepen)
         await self._server.start_serving()
+
+    def accepted(self) -> None:
+        """A connection was made: look for more, once in this turn of the loop."""
+        if not self._looking and self.socket is not None:
+            self._looking = True
+            self.loop.call_soon(self._accept)
+
+    def _accept(self) -> None:
+        """
+        Take further connections out of the queue. uvloop takes one a turn: while turns are long for other reasons,
+        those that connect would wait for seconds (3.4 s behind 1,500 busy connections, measured).
+        """
+        self._looking = False
+        for _ in range(_MORE):
+            if self.socket is None:
+                return
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:  # nobody waits; or no descriptor is left, which is the loop's own affair
+                return
+            connection.setblocking(False)
+            making = self.loop.create_task(self.loop.connect_accepted_socket(lambda: LoopTransport(self), connection))
+            self._making.add(making)
+            making.add_done_callback(self._making.discard)
+
+    def _deepen(self) -> None:
+        """The loop serves, and has told the kernel to queue no more than it accepts at once."""
+        if self.socket is not None:
+            self.socket.listen(self._backlog)
 
 
 def _drop(_: bytes) -> None:
     """Take what comes after the end."""
 
 
-def _address(name: tuple[Any, ...]) -> IPv4Address | IPv6Address:
+def _address(name: Any) -> Host:
+    if isinstance(name, (str, bytes)):
+        return UNIXAddress(name or None)
     return IPv4Address("TCP", *name) if len(name) == 2 else IPv6Address("TCP", *name)
 
 

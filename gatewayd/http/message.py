@@ -7,6 +7,7 @@ application/problem+json (RFC 9457). Never decides which answer is given, never 
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
@@ -98,8 +99,9 @@ class Response:
 
     `headers` are further header lines beside the common ones (Content-Type, Content-Length, Cache-Control,
     X-Content-Type-Options, X-Correlation-ID, and Retry-After where it belongs). `close` asks for the connection to be
-    closed after it. The rest is for the log and the metrics and never reaches the wire: `code` (GW-..., "" for a
-    success), `source` ("" when unknown), `instrument`, `validation_status`, `logged` (further members).
+    closed after it, `rest` for it not to be read for a second. The others are for the log and the metrics and never
+    reach the wire: `code` (GW-..., "" for a success), `source` ("" when unknown), `instrument`, `validation_status`,
+    `logged` (further members).
     """
 
     __slots__ = (
@@ -111,6 +113,7 @@ class Response:
         "headers",
         "instrument",
         "logged",
+        "rest",
         "source",
         "status",
         "validation_status",
@@ -130,6 +133,7 @@ class Response:
         instrument: str = "",
         validation_status: str = "",
         logged: Mapping[str, object] | None = None,
+        rest: bool = False,
     ) -> None:
         self.status = status
         self.body = body
@@ -142,6 +146,7 @@ class Response:
         self.instrument = instrument
         self.validation_status = validation_status
         self.logged = logged
+        self.rest = rest
 
 
 def render(response: Response, *, keep_alive: bool, head_only: bool = False, http_1_0: bool = False) -> bytes:
@@ -178,42 +183,43 @@ def refusal(refused: Refused, corr_id: str, now: Wall, *, source: str = "", prob
 
     429 and 503 always carry Retry-After in whole seconds, rounded up, at least 1.
     """
-    row = refused.row
-    status = refused.http_status
-    headers = refused.headers
-    details = dict(refused.details)
+    code, status, headers, details = refused.code, refused.http_status, refused.headers, refused.details
+    slug, opening = _opening(code, status, problem)
     if status in RETRYABLE:
         wait = max(1, math.ceil(refused.retry_after or 1.0))
         headers = (*headers, (b"Retry-After", b"%d" % wait))
-        if refused.code in ("GW-004", "GW-011"):
-            details["retry_after_seconds"] = wait
-    members: dict[str, object] = {
-        "error": refused.slug,
-        "code": refused.code,
-        "message": row.message,
-        "corr_id": corr_id,
-        "timestamp": format_wall(now),
-        "details": details,
-    }
-    if problem:
-        members = {
-            "type": f"urn:gatewayd:{refused.code}",
-            "title": row.message,
-            "status": status,
-            "detail": row.cause,
-            **members,
-        }
+        if code in ("GW-004", "GW-011"):
+            details = {**details, "retry_after_seconds": wait}
+    body = b'%b,"corr_id":"%b","timestamp":"%b","details":%b}' % (
+        opening,
+        corr_id.encode("ascii"),
+        format_wall(now).encode("ascii"),
+        msgspec.json.encode(details),
+    )
     return Response(
         status,
-        msgspec.json.encode(members),
+        body,
         PROBLEM if problem else JSON,
         headers,
         corr_id=corr_id,
-        code=refused.code,
+        code=code,
         source=source,
-        validation_status=refused.slug,
+        validation_status=slug,
         logged=refused.logged or None,
+        rest=refused.rest,
     )
+
+
+@lru_cache(maxsize=128)
+def _opening(code: str, status: int, problem: bool) -> tuple[str, bytes]:
+    """The slug, and the members of a refusal's body that every refusal of this code and status has: its beginning."""
+    refused = Refused(code, status=status)
+    row, slug = refused.row, refused.slug
+    members: dict[str, object] = {"error": slug, "code": code, "message": row.message}
+    if problem:
+        about = {"type": f"urn:gatewayd:{code}", "title": row.message, "status": status, "detail": row.cause}
+        members = {**about, **members}
+    return slug, msgspec.json.encode(members)[:-1]
 
 
 def accepted(corr_id: str, key: str, now: Wall, *, duplicate: bool, source: str, instrument: str) -> Response:

@@ -34,7 +34,8 @@ class Limits:
     `request_line` ... `headers` bound a head, `chunk_line` ... `overhead` what a chunked body has beside its data (a
     quarter of the data is allowed on top of `overhead`). `dropped` bounds a body that nobody wants. `held` is what is
     kept unparsed before reading is paused, `lingering` what is read and dropped after the last answer. `turn` is how
-    many answers one connection gives before others have their turn.
+    many answers one connection gives before others have their turn. `bodies` bounds what all connections of a site
+    together keep of bodies that are not complete: a body that comes in one read, as a webhook does, is none of them.
     """
 
     request_line: int = 8192
@@ -45,6 +46,7 @@ class Limits:
     trailers: int = 8192
     overhead: int = 8192
     dropped: int = 1_048_576
+    bodies: int = 33_554_432
     held: int = 16384
     lingering: int = 4_194_304
     turn: int = 64
@@ -57,7 +59,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """The connection cannot be read on: `status` of the answer, and a stable word for why. 413: over the bound."""
+    """
+    The connection cannot be read on: `status` of the answer, and a stable word for why. 413: over the bound; 503: over
+    what all connections may keep together, which is nobody's fault.
+    """
 
     status: int
     reason: str
@@ -66,6 +71,8 @@ class Malformed:
         """The refusal that this becomes; `bound` is what a body may have had, in bytes."""
         if self.status == 413:
             return Refused("GW-008", {"max_size": bound})
+        if self.status == 503:
+            return Refused("GW-010", {"reason": self.reason})
         return Refused("GW-015", {"reason": self.reason}, status=self.status)
 
 
@@ -86,6 +93,7 @@ CHUNK_LINE: Final = Malformed(400, "chunk_line_too_long")
 OVERHEAD: Final = Malformed(400, "chunk_overhead")
 TRAILERS: Final = Malformed(400, "trailers_too_large")
 TOO_LARGE: Final = Malformed(413, "too_large")
+BODIES: Final = Malformed(503, "buffer")
 
 
 def judge_line(parts: list[bytes]) -> Malformed | None:

@@ -5,8 +5,10 @@ Decides how many connections there may be, sweeps their deadlines once a second,
 and closes. Its collaborators say what is served and what a refusal looks like. Never reads a byte.
 """
 
+from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from ipaddress import IPv6Address
+from typing import Final, Protocol
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IReactorTime
@@ -16,6 +18,7 @@ from twisted.python.failure import Failure
 
 from gatewayd.errors import Refused
 from gatewayd.http.channel import Channel
+from gatewayd.http.framing import Kept
 from gatewayd.http.message import Request, Response
 from gatewayd.http.rules import Limits
 from gatewayd.interfaces import ILeaf
@@ -23,6 +26,21 @@ from gatewayd.times import Wall
 
 SWEEP_S = 1.0
 """A deadline is noticed at most this much later."""
+
+REST_S = 0.5
+WAKE_S = 0.02
+"""A connection that rests is read again REST_S to twice REST_S later: within the second that it was told to wait."""
+
+_WAKES: Final = round(REST_S / WAKE_S)
+
+CLOSE_S = 0.5
+"""
+What close() waits for clients that do not read what was written, or keep TLS open by not answering its close_notify (an
+idle client held a stop up for its whole budget, tried).
+"""
+
+LOOK_S = 0.02
+"""How often it is looked whether every connection had its last answer."""
 
 _log = Logger()
 
@@ -37,11 +55,12 @@ class Finished(Protocol):
 class Site(Factory):
     """
     The factory of channels. `open` counts connections, `refused_connections` those closed at accept because a bound
-    was reached, `in_flight` requests between their head and their answer.
+    was reached, `in_flight` requests between their head and their answer, `kept` what there is of bodies that have not
+    come to their end.
 
     `route` gives the leaf at a path, None for 404. `refuse` makes the answer of a refusal by the channel itself:
-    GW-008, GW-015, GW-017; `request` is None when there is no head. `failed` makes the 500 for a bug of a leaf (and
-    logs it). `finished` is told of every answer. `clock` must be monotonic.
+    GW-008, GW-010, GW-015, GW-017; `request` is None when there is no head. `failed` makes the 500 for a bug of a leaf
+    (and logs it). `finished` is told of every answer. `clock` must be monotonic.
     """
 
     noisy = False
@@ -68,12 +87,17 @@ class Site(Factory):
         self.draining = False
         self.in_flight = 0
         self.refused_connections = 0
+        self.kept = Kept()
         self._finished = finished
         self._max_connections = max_connections
         self._max_per_address = max_connections_per_address
         self._channels: set[Channel] = set()
         self._by_address: dict[str, int] = {}
         self._sweeping = False
+        self._resting: deque[list[Channel]] = deque([] for _ in range(2 * _WAKES))
+        self._rests = 0
+        self._waking = False
+        self._woken_at = 0.0
         self._waiting_idle: list[Deferred[None]] = []
         self._waiting_closed: list[Deferred[None]] = []
 
@@ -85,10 +109,33 @@ class Site(Factory):
     def buildProtocol(self, addr: IAddress | None) -> Channel | None:  # type: ignore[override] # slotted, no Protocol
         """A channel for a new connection; None, which closes it at once, when there are too many."""
         peer: str = getattr(addr, "host", "")
-        if self.open >= self._max_connections or self._by_address.get(peer, 0) >= self._max_per_address:
+        if peer.startswith("::ffff:") and "." in peer:
+            # A socket that takes IPv4 and IPv6, as systemd makes of a bare port: one client, one address.
+            peer = peer[7:]
+        if self.open >= self._max_connections or self._by_address.get(_client(peer), 0) >= self._max_per_address:
             self.refused_connections += 1
             return None
         return Channel(self, peer)
+
+    def retire(self, within_s: float) -> Deferred[None]:
+        """
+        From now on every answer is its connection's last. Fires once no connection waits for a request any more, after
+        `within_s` seconds at the latest.
+
+        A connection that is closed while it is idle dies under the request that its client is just sending: given some
+        time it gets that request, whose answer tells the client to close.
+        """
+        self.draining = True
+        done: Deferred[None] = Deferred()
+        # Not at once: what was accepted in this turn of the loop becomes a channel in one of the next.
+        self.clock.callLater(min(LOOK_S, within_s), self._look, done, self.clock.seconds() + within_s)
+        return done
+
+    def _look(self, done: Deferred[None], ends_at: float) -> None:
+        if self.clock.seconds() < ends_at and any(channel.waits for channel in self._channels):
+            self.clock.callLater(LOOK_S, self._look, done, ends_at)
+        else:
+            done.callback(None)
 
     def drain(self) -> Deferred[None]:
         """
@@ -105,15 +152,21 @@ class Site(Factory):
         return waiting
 
     def close(self) -> Deferred[None]:
-        """Close every connection, answered or not; fires when they are gone, within the limits' `write_s` + 1 s."""
+        """Close every connection, answered or not; fires when they are gone, after CLOSE_S at the latest."""
         self.draining = True
         for channel in tuple(self._channels):
             channel.shut()
         if not self._channels:
             return succeed(None)
+        cut = self.clock.callLater(CLOSE_S, self._cut)
         waiting: Deferred[None] = Deferred()
+        waiting.addCallback(lambda _: cut.cancel() if cut.active() else None)
         self._waiting_closed.append(waiting)
         return waiting
+
+    def _cut(self) -> None:
+        for channel in tuple(self._channels):
+            channel.transport.abortConnection()
 
     # -- what channels call ------------------------------------------------------------------------------------------
 
@@ -121,21 +174,45 @@ class Site(Factory):
         """Count a connection and watch its deadline."""
         self._channels.add(channel)
         if channel.peer:
-            self._by_address[channel.peer] = self._by_address.get(channel.peer, 0) + 1
+            client = _client(channel.peer)
+            self._by_address[client] = self._by_address.get(client, 0) + 1
         if not self._sweeping:
             self._sweeping = True
             self.clock.callLater(SWEEP_S, self._sweep)
 
+    def rest(self, channel: Channel) -> None:
+        """Wake the channel when its rest is over; of those that rest from one moment on, a few at a time."""
+        if not self._waking:
+            self._waking = True
+            self._woken_at = self.clock.seconds()
+            self.clock.callLater(WAKE_S, self._wake)
+        self._rests += 1
+        self._resting[_WAKES + self._rests % _WAKES].append(channel)
+
+    def _wake(self) -> None:
+        late_by = min(2 * _WAKES, round((self.clock.seconds() - self._woken_at) / WAKE_S))
+        self._woken_at = self.clock.seconds()
+        waking = [channel for _ in range(late_by) for channel in self._resting.popleft()]
+        self._resting.extend([] for _ in range(late_by))
+        for channel in waking:
+            try:
+                channel.resumeProducing()
+            except Exception:  # as in _sweep
+                _log.failure("A connection could not be read again.", event="http_wake_failed")
+        self._waking = any(self._resting)
+        if self._waking:
+            self.clock.callLater(WAKE_S, self._wake)
+
     def closed(self, channel: Channel) -> None:
         """Forget a connection."""
         self._channels.discard(channel)
-        peer = channel.peer
-        if peer:
-            left = self._by_address.get(peer, 0) - 1
+        if channel.peer:
+            client = _client(channel.peer)
+            left = self._by_address.get(client, 0) - 1
             if left > 0:
-                self._by_address[peer] = left
+                self._by_address[client] = left
             else:
-                self._by_address.pop(peer, None)
+                self._by_address.pop(client, None)
         if not self._channels:
             waiting, self._waiting_closed = self._waiting_closed, []
             for deferred in waiting:
@@ -165,3 +242,8 @@ class Site(Factory):
         self._sweeping = bool(self._channels)
         if self._sweeping:
             self.clock.callLater(SWEEP_S, self._sweep)
+
+
+def _client(peer: str) -> str:
+    """What one client's connections are counted under: its address; of IPv6 its /64, which is what one client gets."""
+    return f"{int(IPv6Address(peer.partition('%')[0])) >> 64:x}" if ":" in peer else peer

@@ -299,6 +299,14 @@ class AdmissionContract:
         assert self.admitted(claim(b"49", "nonce-49")) == Replayed(same=True)
         assert self.admitted(claim(b"0", "nonce-0")) == Fresh()
 
+    def test_no_number_of_nonces_makes_it_forget_the_first(self) -> None:
+        """Twenty thousand accepted requests later, within its time, the first one is still a replay."""
+        self.store = self.make(self.clock, entries_bound=100_000)
+        for number in range(20_000):
+            self.accept(claim(b"%d" % number, f"nonce-{number}", limit=Limit(1e6, 1e6)))
+        self.clock.advance(NONCE_S - 1)
+        assert self.admitted(claim(b"0", "nonce-0", limit=Limit(1e6, 1e6))) == Replayed(same=True)
+
     def test_forget_drops_what_is_remembered_and_keeps_what_is_under_way(self) -> None:
         """Another stream: memory is empty, requests under way are not disturbed."""
         self.accept(claim())

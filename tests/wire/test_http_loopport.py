@@ -9,6 +9,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
@@ -29,6 +30,7 @@ from zope.interface.verify import verifyObject
 
 from gatewayd.aio import Loop
 from gatewayd.http.loopport import LoopPort, LoopTransport
+from tests.sockets import listening_tcp, listening_unix
 
 LIMIT_S = 10.0
 BIG = bytes(range(256)) * 65536
@@ -74,11 +76,13 @@ class World(Factory):
 
     noisy = False
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, host: str = "127.0.0.1", listening: socket.socket | None = None
+    ) -> None:
         self.loop = loop
         self.make: Callable[[], Any] = Side
         self.sides: list[Any] = []
-        self.port = LoopPort(loop, host, 0, self, 64)
+        self.port = LoopPort(loop, host, 0, self, 64, listening=listening)
         self.port.startListening()
 
     def buildProtocol(self, addr: Any) -> Any:
@@ -147,9 +151,9 @@ def new_loop(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEve
 def run(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> Run:
     """Run a scenario on a new loop; what the loop itself complains of is logged as the gateway does it."""
 
-    def on_loop(scenario: Scenario, host: str = "127.0.0.1") -> None:
+    def on_loop(scenario: Scenario, host: str = "127.0.0.1", listening: socket.socket | None = None) -> None:
         loop = new_loop()
-        guarded, world = Loop(loop), World(loop, host)
+        guarded, world = Loop(loop), World(loop, host, listening)
         try:
             loop.run_until_complete(asyncio.wait_for(scenario(world), LIMIT_S))
         finally:
@@ -161,9 +165,9 @@ def run(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> Run:
             loop.run_until_complete(guarded.to_asyncio(guarded.stop()))
             loop.close()
 
-    def start(scenario: Scenario, host: str = "127.0.0.1") -> None:
+    def start(scenario: Scenario, *where: Any) -> None:
         with ThreadPoolExecutor(1) as pool:
-            pool.submit(on_loop, scenario, host).result(2 * LIMIT_S)
+            pool.submit(on_loop, scenario, *where).result(2 * LIMIT_S)
 
     return start
 
@@ -641,6 +645,77 @@ def test_stop_listening(run: Run) -> None:
         client.close()
 
     run(scenario)
+
+
+@pytest.mark.parametrize("kind", ["INET", "INET6", "UNIX"])
+def test_inherited_socket(run: Run, kind: str, tmp_path: Path) -> None:
+    """
+    A socket that listens already is served; after the stop what connects waits in its queue for whoever else holds it.
+    """
+    path = tmp_path / "gw.sock"
+    inherited = listening_unix(path) if kind == "UNIX" else listening_tcp("::1" if kind == "INET6" else "127.0.0.1")
+    name = inherited.getsockname()
+
+    async def connect(world: World) -> socket.socket:
+        client = socket.socket(inherited.family)
+        client.setblocking(False)
+        await world.loop.sock_connect(client, name)
+        return client
+
+    async def scenario(world: World) -> None:
+        first = await connect(world)
+        await until(lambda: world.sides)
+        stopped = world.port.stopListening()
+        waiting = await connect(world)
+        await asyncio.sleep(0.05)
+        assert len(world.sides) == 1
+        assert stopped is None or stopped.called
+        world.sides[0].transport.write(b"alive")
+        assert await world.read(first, 5) == b"alive"
+        successor = World(world.loop, listening=inherited.dup())
+        await until(lambda: successor.sides)
+        await world.send(waiting, b"?")
+        await until(lambda: successor.sides[0].data)
+        transport = successor.sides[0].transport
+        transport.write(b"served")
+        assert await world.read(waiting, 6) == b"served"
+        assert type(transport.getPeer()) is type(transport.getHost()) is type(successor.port.getHost())
+        successor.port.stopListening()
+        transport.abortConnection()
+        first.close()
+        waiting.close()
+
+    with inherited:
+        run(scenario, "", inherited.dup())
+    assert path.exists() is (kind == "UNIX")
+
+
+def test_stop_in_the_turn_of_an_accept(run: Run) -> None:
+    """A connection that the loop has taken out of the queue when the port stops is served all the same."""
+    inherited = listening_tcp()
+
+    async def scenario(world: World) -> None:
+        stopped: list[Any] = []
+
+        def make_task(loop: asyncio.AbstractEventLoop, work: Any, **more: Any) -> asyncio.Future[Any]:
+            # asyncio makes the first task of a connection when it has accepted it and has no transport for it yet.
+            made: asyncio.Future[Any] = asyncio.Task(work, loop=loop, **more)
+            if not stopped and "accept" in repr(work):
+                stopped.append(world.port.stopListening())
+            return made
+
+        world.loop.set_task_factory(make_task)
+        client, side = await world.connect()
+        if not stopped:  # uvloop needs no task for it
+            stopped.append(world.port.stopListening())
+        side.transport.write(b"served")
+        assert await world.read(client, 6) == b"served"
+        assert stopped[0] is None or stopped[0].called
+        world.loop.set_task_factory(None)
+        client.close()
+
+    with inherited:
+        run(scenario, "", inherited.dup())
 
 
 def test_listening_before_the_loop_runs(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:

@@ -28,12 +28,32 @@ GOOD = [
         Address(Kind.TLS, "192.0.2.9", 8443, private_key="/both.pem", certificate="/both.pem"),
         "ssl:192.0.2.9:8443",
     ),
+    (
+        "systemd:domain=INET:name=public",
+        Address(Kind.INHERITED, domain="INET", name="public"),
+        "systemd:domain=INET:name=public",
+    ),
+    (
+        "systemd:index=2:domain=UNIX",
+        Address(Kind.INHERITED, domain="UNIX", index=2),
+        "systemd:domain=UNIX:index=2",
+    ),
 ]
 
 BAD = [
     ("", "not an address"),
     ("8001", "not an address"),
-    ("systemd:domain=INET:name=public", "not available in this version"),
+    ("systemd:", "is not one of domain=, name=, index="),
+    ("systemd:name=public", "domain is one of INET, INET6, UNIX"),
+    ("systemd:domain=inet:name=public", "domain is one of"),
+    ("systemd:domain=INET", "either name= or index="),
+    ("systemd:domain=INET:name=a:index=0", "either name= or index="),
+    ("systemd:domain=INET:name=", "a name is 1 to 255 visible ASCII characters"),
+    ("systemd:domain=INET:name=a b", "a name is 1 to 255 visible ASCII characters"),
+    (r"systemd:domain=INET:name=a\:b", "a name is 1 to 255 visible ASCII characters"),
+    ("systemd:domain=INET:index=-1", "an index is a number from 0 to 1023"),
+    ("systemd:domain=INET:index=1024", "an index is a number from 0 to 1023"),
+    ("systemd:domain=INET:fd=3", "'fd=3' is not one of domain=, name=, index="),
     (":", "a port is a number"),
     (":65536", "a port is a number"),
     (":-1", "a port is a number"),
@@ -83,5 +103,5 @@ def test_bad(text: str, what: str) -> None:
 
 def test_shown_is_read_back() -> None:
     """What an address shows of itself is that address again, where it has no keys and no mode."""
-    for text in ("127.0.0.1:8001", "[::1]:0", "unix:/run/gw.sock"):
+    for text in ("127.0.0.1:8001", "[::1]:0", "unix:/run/gw.sock", "systemd:domain=INET6:name=public"):
         assert str(parse_address(str(parse_address(text)))) == text

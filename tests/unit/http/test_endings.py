@@ -1,10 +1,13 @@
 """How a connection's time runs out, what a client that does not read costs, and how the end comes from either side."""
 
+from collections.abc import Callable
+
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from gatewayd.errors import Refused
 from gatewayd.http.message import Request, Response, refusal
+from gatewayd.http.rules import Limits
 from tests.fakes.connection import (
     WALL,
     Answer,
@@ -12,6 +15,7 @@ from tests.fakes.connection import (
     Transport,
     Waiting,
     World,
+    chunked,
     get,
     post,
     read_answers,
@@ -95,6 +99,45 @@ class EndingCase(SynchronousTestCase):
         self.assertEqual((request.path, response.status, written), (b"/webhook/tradingview", 408, True))
         self.assertEqual(self.world.site.in_flight, 0)
 
+    def test_slow_chunks(self) -> None:
+        """Neither chunks nor their extensions nor trailers buy a body more than its 10 s; nor does waiting for 100."""
+        head = get("/webhook/tradingview", "Transfer-Encoding: chunked", method="POST")
+        for pieces in ([b"1\r\na\r\n"] * 50, [b"5;a", *[b"b"] * 50], [b"0\r\n", *[b"A: b\r\n"] * 50]):
+            transport = self.world.connect()
+            send(transport, head)
+            for piece in pieces[:39]:
+                send(transport, piece)
+                self.world.advance(0.25)
+            self.assertEqual(transport.value(), b"")
+            for piece in pieces[39:45]:
+                send(transport, piece)
+                self.world.advance(0.25)
+            self.assertEqual(statuses(transport), [408])
+        transport = self.world.connect()
+        send(transport, post(b"abc", "Expect: 100-continue")[:-3])
+        self.world.advance(11)
+        self.assertEqual(statuses(transport), [100, 408])
+
+    def test_slow_unwanted_body(self) -> None:
+        """A body that nobody wants has the same 10 s."""
+        transport = self.world.connect()
+        send(transport, get("/healthz", "Content-Length: 100"))
+        for _ in range(45):
+            send(transport, b"x")
+            self.world.advance(0.25)
+        self.assertEqual(statuses(transport), [408])
+
+    def test_slow_first_head_after_blank_lines(self) -> None:
+        """Empty lines buy a first head no time."""
+        transport = self.world.connect()
+        for _ in range(19):
+            send(transport, b"\r\n")
+            self.world.advance(0.25)
+        self.assertFalse(transport.lost)
+        send(transport, b"GET /")
+        self.world.advance(1.5)
+        self.assertEqual(statuses(transport), [408])
+
     def test_idle(self) -> None:
         """A kept connection is closed after 75 s without a request, silently; empty lines begin none."""
         transport = self.world.connect()
@@ -171,6 +214,58 @@ class EndingCase(SynchronousTestCase):
         self.assertFalse(transport.lost)
         self.world.advance(2)
         self.assertTrue(transport.disconnected)
+
+    # -- bodies of all connections together
+
+    def test_kept_bodies(self) -> None:
+        """Over the bound the next body that is not complete is 503 GW-010; one that comes in one read never is."""
+        self.world.limits = self.world.site.limits = Limits(bodies=1000)
+        first, second, third = (self.world.connect() for _ in range(3))
+        send(first, post(b"x" * 900)[:-1])
+        send(second, post(b"y" * 102)[:-1])
+        self.assertEqual((second.value(), self.world.site.kept.bytes), (b"", 1000))
+        send(third, post(b"z" * 3)[:-1])
+        answer = self.only(third)
+        self.assertEqual((answer.status, answer.code, answer.details), (503, "GW-010", {"reason": "buffer"}))
+        self.assertEqual((answer.headers["retry-after"], answer.closes), ("1", True))
+        whole = self.world.connect()
+        send(whole, post(b"w" * 5000))
+        self.assertEqual(statuses(whole), [202])
+        send(first, b"x")
+        send(second, b"y")
+        self.assertEqual((statuses(first), statuses(second), self.world.site.kept.bytes), ([202], [202], 0))
+
+    def test_kept_chunks(self) -> None:
+        """The bound holds for chunks too, wherever among them a client stops."""
+        self.world.limits = self.world.site.limits = Limits(bodies=1000)
+        head = get("/webhook/tradingview", "Transfer-Encoding: chunked", method="POST")
+        data = b"3e8\r\n" + b"x" * 1000 + b"\r\n2\r\nyy\r\n0\r\n\r\n"
+        for at in range(1000, len(data)):
+            transport = self.world.connect()
+            send(transport, head + data[:at])
+            complete = len(data) - at > len(b"y\r\n0\r\n\r\n")
+            self.assertEqual(statuses(transport), [] if complete else [503], at)
+            transport.client_resets()
+            self.assertEqual(self.world.site.kept.bytes, 0)
+
+    def test_kept_is_given_back(self) -> None:
+        """However a body ends before its end, what was kept of it counts no more."""
+        endings: list[Callable[[Transport], object]] = [
+            lambda transport: transport.client_closes(),
+            lambda transport: transport.client_resets(),
+            lambda transport: self.world.advance(11),
+            lambda transport: send(transport, b"no chunk"),
+            lambda transport: self.world.site.close(),
+        ]
+        for end in endings:
+            transport = self.world.connect()
+            send(transport, chunked(b"abc")[:-5])
+            self.assertEqual(self.world.site.kept.bytes, 3)
+            end(transport)
+            self.assertEqual(self.world.site.kept.bytes, 0)
+        transport = self.world.connect()
+        send(transport, post(b"abc", path="/busy")[:-1])
+        self.assertEqual(self.world.site.kept.bytes, 0)
 
     # -- the end
 

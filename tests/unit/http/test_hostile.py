@@ -5,13 +5,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import h11
 import pytest
 
 from gatewayd.http.framing import Framing
 from gatewayd.http.message import Response
 from gatewayd.http.rules import Limits, Malformed
 from tests.fakes.connection import Leaf, World, chunked, get, post
+from tests.oracle import read_h11
 
 ROWS: list[dict[str, Any]] = json.loads(
     (Path(__file__).parents[2] / "vectors" / "hostile_http.json").read_text(encoding="utf-8")
@@ -81,32 +81,6 @@ def read_ours(data: bytes) -> tuple[list[tuple[bytes, bytes, bytes]], bool]:
         requests.append((head.method, head.target, body))
         if not framing.keep_alive:
             return requests, False
-
-
-def read_h11(data: bytes) -> list[tuple[bytes, bytes, bytes]]:
-    """The same, as h11 reads it; empty lines before a request and keep-alive in HTTP/1.0 are ours to know."""
-    requests: list[tuple[bytes, bytes, bytes]] = []
-    while data:
-        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=200_000)
-        connection.receive_data(data.lstrip(b"\r\n"))
-        try:
-            head = connection.next_event()
-            if not isinstance(head, h11.Request):
-                return requests
-            body = b""
-            while not isinstance(event := connection.next_event(), h11.EndOfMessage):
-                if not isinstance(event, h11.Data):
-                    return requests
-                body += bytes(event.data)
-        except h11.RemoteProtocolError:
-            return requests
-        requests.append((head.method, head.target, body))
-        options = b",".join(value for name, value in head.headers if name == b"connection").lower()
-        keeps = head.http_version == b"1.1" or b"keep-alive" in options
-        if not keeps or b"close" in options or head.method == b"CONNECT":
-            return requests
-        data = connection.trailing_data[0]
-    return requests
 
 
 def check_against_h11(data: bytes) -> None:
