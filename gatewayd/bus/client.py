@@ -37,6 +37,10 @@ DEFAULT_PORT: Final = 4222
 CLOSE_S: Final = 0.1
 """How long nats-py may take to end on a socket that is aborted: a turn of the loop, or for ever (tried)."""
 
+FLUSH_S: Final = 2.0
+"""How long a server may take to say that it has a subscription."""
+
+_UNTIL_CLOSED_S: Final = 86400.0
 _LONGEST_PAUSE_S: Final = 1.0
 _FIRST_PAUSE_S: Final = 0.1
 _STEADY_S: Final = 1.0  # a connection that lived shorter counts as one more failed try, for the pause after it
@@ -190,6 +194,7 @@ class Client:
         self._listener = listener
         self._nats = AckDriver()
         self._subscriptions: set[Subscription] = set()
+        self._flushes: set[asyncio.Task[None]] = set()
         self._cut = 0
         self._ready = False
         self._pipe: Any = None
@@ -285,15 +290,16 @@ class Client:
         self.gone.set()
         self.abort()
         closing = asyncio.ensure_future(self._nats.close())
+        closing.add_done_callback(_forget)
         await asyncio.wait({closing}, timeout=CLOSE_S)
         if not closing.done():
             closing.cancel()
             await asyncio.wait({closing}, timeout=CLOSE_S)
-        if closing.done() and not closing.cancelled():
-            closing.exception()
         for subscription in self._subscriptions:
             subscription._stop_processing()
         self._subscriptions.clear()
+        for flushed in self._flushes:
+            flushed.cancel()
         await asyncio.sleep(0)
 
     def _transport(self) -> Any:
@@ -327,15 +333,34 @@ class Client:
             subject, cb=heard, pending_msgs_limit=_INBOX_LIMIT, pending_bytes_limit=0
         )
         self._subscriptions.add(subscription)
-        flushed = asyncio.ensure_future(self._nats.flush(2))
-        gone = asyncio.ensure_future(self.gone.wait())  # nats-py does not end a flush whose connection ends
-        await asyncio.wait({flushed, gone}, return_when=asyncio.FIRST_COMPLETED)
-        gone.cancel()
-        if not flushed.done():
-            flushed.cancel()
-            raise ConnectionError(self.last_error)
-        flushed.result()
+        try:
+            await self._flush()
+        except BaseException:  # also when whoever waits has given up
+            await self.silence(subscription)
+            raise
         return subscription
+
+    async def _flush(self) -> None:
+        """
+        Return when the server has read what was written; raises when the connection ends, or after FLUSH_S.
+
+        nats-py's own flush goes on until its PONG comes or the connection is closed: one that is cancelled or times out
+        leaves a dead future behind, and the PONG that comes for it after all ends nats-py's reading, unsaid (tried).
+        """
+        flushed = asyncio.ensure_future(self._nats.flush(_UNTIL_CLOSED_S))
+        self._flushes.add(flushed)
+        flushed.add_done_callback(self._flushes.discard)
+        flushed.add_done_callback(_forget)
+        gone = asyncio.ensure_future(self.gone.wait())  # nats-py does not end a flush whose connection ends
+        try:
+            await asyncio.wait({flushed, gone}, timeout=FLUSH_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+        if self.gone.is_set():
+            raise ConnectionError(self.last_error)
+        if not flushed.done():
+            raise TimeoutError(f"no PONG within {FLUSH_S:g} s")
+        flushed.result()
 
     def _acknowledged(self, token: str, data: bytes) -> None:
         self._listener.answered(token, None, data)
@@ -407,6 +432,12 @@ class Ear:
         await self.client.silence(self.subscription)
 
 
+def _forget(task: asyncio.Task[None]) -> None:
+    """A task that nobody waits for any more: its failure is nobody's, and asyncio must not report it."""
+    if not task.cancelled():
+        task.exception()
+
+
 class Link:
     """
     One connection after another, until stop(): a server that ends is left, the next one is tried at once, and when
@@ -458,6 +489,7 @@ class Link:
     async def _within(self, attempt: Coroutine[Any, Any, None], limit_s: float) -> None:
         """Await the attempt, for at most `limit_s` and until stop(); a task that swallows its cancelling is left."""
         task = asyncio.ensure_future(attempt)
+        task.add_done_callback(_forget)
         stopping = asyncio.ensure_future(self._stopping.wait())
         await asyncio.wait({task, stopping}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

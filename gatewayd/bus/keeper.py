@@ -2,7 +2,8 @@
 The stream, kept as it should be: at every connect and once a second after.
 
 Decides when the stream is made, raised or checked, when what is remembered of it is worthless because it is another
-stream, and when the nonces have been read back so that webhooks may be taken. Never publishes an event.
+stream, when the nonces have been read back so that webhooks may be taken, and from where on halves are looked for.
+Never publishes an event.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,10 +13,12 @@ from typing import Final, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from gatewayd.bus.api import api
 from gatewayd.bus.ensure import Checked, check_consumer, check_stream, ensure_stream
+from gatewayd.bus.marks import Marks
 from gatewayd.bus.nats import NatsBus
 from gatewayd.bus.publication import BusState, Unpublished
-from gatewayd.bus.stream import ConsumerWanted, Finding, Lag, StreamWanted, Surroundings, lag
+from gatewayd.bus.stream import ConsumerWanted, Finding, Lag, StreamWanted, Surroundings, id_memory_s, lag
 from gatewayd.times import Wall
 
 _log = Logger()
@@ -24,11 +27,19 @@ T = TypeVar("T")
 SHED_WHILE_MOVING_S: Final = 30.0
 """A consumer counts as reading while its acknowledgements moved within this time."""
 
+PAIR_WITHIN_S: Final = 10.0
+"""A pair whose outcome is unknown was begun at most so long before: the deadlines of both messages, and late ticks."""
+
+_MARKS: Final = 64
+_MESSAGE_NOT_FOUND: Final = "(10037)"
+
 
 class StreamKeeper:
     """
     `fill` is shown the headers and times of normalised events that are read back once, at start; `forget` drops what
-    is remembered of another stream; `ready` is called when the nonces are filled. `guessed` says that nobody set the
+    is remembered of another stream; `ready` is called when the nonces are filled; `repair` then, and whenever
+    publications have failed, with the sequence from which on halves are to be looked for, None for a stream that is
+    new to us. `guessed` says that nobody set the
     stream's max_bytes, `sync_always` whether the server is known to write before it acknowledges. `shed_above` is
     LAG_SHED_MESSAGES.
     """
@@ -46,6 +57,7 @@ class StreamKeeper:
         fill: Callable[[Mapping[str, str]], None],
         forget: Callable[[], int],
         ready: Callable[[], None],
+        repair: Callable[[int | None], None],
         now: Callable[[], float],
         wall: Callable[[], Wall],
     ) -> None:
@@ -59,6 +71,7 @@ class StreamKeeper:
         self._fill = fill
         self._forget = forget
         self._ready = ready
+        self._repair = repair
         self._now = now
         self._wall = wall
         self._created = ""
@@ -68,6 +81,14 @@ class StreamKeeper:
         self._trouble = ""
         self._acked = (0, float("-inf"))
         self._waiting: Deferred[None] | None = None
+        self._recent = Marks(1.0, _MARKS)
+        self._acknowledged = Marks(stream.duplicate_window_s / _MARKS, _MARKS)
+        self._noted_at = now()
+        self._failures = 0
+        self._repairing = False
+        self._removed = 0
+        self._deleted = 0
+        self._removed_until = self._short_until = float("-inf")
         self.findings: tuple[Finding, ...] = ()
         self.bytes = 0
         self.lag = 0
@@ -76,7 +97,23 @@ class StreamKeeper:
     def warnings(self) -> list[str]:
         """What /readyz says of the stream and its consumer."""
         trouble = [self._trouble] if self._trouble else []
-        return trouble + [finding.text for finding in self.findings]
+        return trouble + [finding.text for finding in self.findings] + self._lapses()
+
+    def _lapses(self) -> list[str]:
+        """What was done to the stream and still weakens what was promised of events that are accepted already."""
+        found = []
+        if self._now() < self._removed_until:
+            found.append(
+                "Events that were accepted lately have been removed from the stream. Sent again they are answered 202 "
+                "as duplicates and not stored; after a restart of nats-server they are stored again. Send anew, with "
+                "other keys, what is still wanted."
+            )
+        if self._now() < self._short_until and not any(finding.kind == "duplicate_window" for finding in self.findings):
+            found.append(
+                "The duplicate window was too short for a while: an event that was accepted before, sent again, may be "
+                "stored twice."
+            )
+        return found
 
     def prepare(self) -> Deferred[None]:
         """Look at the stream after a connect; see _prepare."""
@@ -120,6 +157,7 @@ class StreamKeeper:
             _log.info("{count} nonces read back from the stream", event="nonces.read_back", count=read.count)
         self._prepared, self._trouble = True, ""
         self._ready()
+        self._begin_repair()
 
     def _take(self, stream: Checked, consumer: Checked | None, acknowledged: int) -> None:
         """What a look at both says: findings, fill, lag, and whether it is the stream that it was."""
@@ -131,6 +169,7 @@ class StreamKeeper:
         self._report((*stream.findings, *((missing,) if consumer is None else consumer.findings)))
         self.bytes = int(stream.info["state"]["bytes"])
         self._recognise(stream, acknowledged)
+        self._notice(stream)
         behind = Lag(0, 0, 0) if consumer is None else lag(consumer.info)
         self.lag = behind.pending + behind.unacked
         if consumer is not None and behind.acked_sequence != self._acked[0]:
@@ -164,6 +203,10 @@ class StreamKeeper:
         if (known and known != stream.created) or stream.last_sequence < acknowledged:
             dropped = self._forget()
             self._bus.forget_sequence()
+            self._recent.clear()
+            self._acknowledged.clear()
+            self._repairing = False
+            self._removed = self._deleted = 0
             _log.warn(
                 "{stream} is another stream than before: what was remembered of it is dropped ({dropped} entries)",
                 event="stream.replaced",
@@ -171,10 +214,53 @@ class StreamKeeper:
                 dropped=dropped,
             )
 
+    def _notice(self, stream: Checked) -> None:
+        """Acknowledged events that are gone before their time, and a duplicate window that was shortened."""
+        now, span_s = self._now(), id_memory_s(stream.info)
+        if any(finding.kind == "duplicate_window" for finding in stream.findings):
+            self._short_until = now + self._stream.duplicate_window_s
+        removed = self._acknowledged.last_below(int(stream.info["state"]["first_seq"]), now - span_s)
+        if removed > self._removed:
+            self._removed = removed
+            self._say_removed(span_s)
+
+    def _say_removed(self, span_s: float) -> None:
+        self._removed_until = self._now() + span_s
+        _log.error(
+            "{stream} has lost events that were accepted lately: purged, deleted, or pushed out by a limit",
+            event="stream.events_removed",
+            stream=self._stream.name,
+        )
+
+    async def _look_for_deleted(self, stream: Checked) -> None:
+        """After deletions inside the stream (a purge of one subject is that): is the newest event still there?"""
+        deleted, sequence = int(stream.info["state"].get("num_deleted", 0)), self._bus.last_sequence
+        before, self._deleted = self._deleted, deleted
+        if deleted <= before or not sequence:
+            return
+        found = await api(self._bus, f"$JS.API.STREAM.MSG.GET.{self._stream.name}", {"seq": sequence})
+        if isinstance(found, Unpublished) and found.error.endswith(_MESSAGE_NOT_FOUND):
+            self._say_removed(id_memory_s(stream.info))
+
+    def _begin_repair(self) -> None:
+        """Have halves looked for: from the beginning in a stream that is new to us, else from before the trouble."""
+        self._failures = self._bus.failures
+        known, self._repairing = self._repairing, True
+        self._repair(self._recent.before(self._noted_at - PAIR_WITHIN_S) if known else None)
+
+    def _note(self) -> None:
+        """How far the stream is acknowledged now; publications that failed although the connection stood."""
+        if self._repairing and self._bus.failures != self._failures:
+            self._begin_repair()
+        self._noted_at = self._now()
+        self._recent.note(self._noted_at, self._bus.last_sequence)
+        self._acknowledged.note(self._noted_at, self._bus.last_sequence)
+
     async def tick(self) -> None:
         """Once a second: look at both again; make a stream that went away, prepare what could not be prepared."""
         if self._bus.state is BusState.DISCONNECTED or self._preparing:
             return
+        self._note()
         acknowledged = self._bus.last_sequence
         stream = await check_stream(self._bus, self._stream, self._around()) if self._prepared else None
         if stream is None:
@@ -183,6 +269,9 @@ class StreamKeeper:
             consumer = await check_consumer(self._bus, self._consumer)
             if not isinstance(consumer, Unpublished):
                 self._take(stream, consumer, acknowledged)
+                await self._look_for_deleted(stream)
+                if not self._repairing:
+                    self._begin_repair()
 
     def widen(self, duplicate_window_s: float) -> Deferred[str | None]:
         """Make the duplicate window at least so long, for a reload; fires with None, or why it is not."""

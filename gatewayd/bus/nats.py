@@ -28,7 +28,7 @@ from gatewayd.bus.client import Client, Ear, Link, NatsSettings, Server, describ
 from gatewayd.bus.lane import BusCounters, Lane
 from gatewayd.bus.publication import BusState, Cause, Message, Published, Stored, Unpublished
 from gatewayd.bus.requests import NO_RESPONDERS, Answer, Reply, Requests
-from gatewayd.bus.tail import ReadBack, Seen, ends_slice, read_back
+from gatewayd.bus.tail import Gently, ReadBack, Seen, ends_slice, read_back
 from gatewayd.committed import Committed
 from gatewayd.interfaces import IEventBus
 from gatewayd.times import Wall, parse_rfc3339
@@ -36,6 +36,8 @@ from gatewayd.times import Wall, parse_rfc3339
 _log = Logger()
 
 TICK_S: Final = 0.05
+STOOD_STILL_S: Final = 0.5
+"""A tick that comes so much late: this process stood still, and has not read what the server answered meanwhile."""
 STOP_S: Final = 3.0
 """Beyond the budget of stop(): what closing may take at most."""
 
@@ -108,6 +110,7 @@ class NatsBus:
         self._first: Deferred[None] | None = None
         self._stopping = False
         self._timer: IDelayedCall | None = None
+        self._tick_due: float | None = None
         self._hook: Deferred[Any] | None = None
         self._slices: set[Deferred[Unpublished | None]] = set()
         self._flush_due = False
@@ -140,6 +143,11 @@ class NatsBus:
     def unacked(self) -> int:
         """Publications that wait for their acknowledgement."""
         return self._lane.unacked
+
+    @property
+    def failures(self) -> int:
+        """Publications that were written, or about to be, and are not known to be stored."""
+        return self._lane.failures
 
     @property
     def last_sequence(self) -> int:
@@ -231,11 +239,21 @@ class NatsBus:
         return deferred
 
     def tail(
-        self, subject: str, seen: Seen, *, back_s: float | None = None, from_sequence: int | None = None
+        self,
+        subject: str,
+        seen: Seen,
+        *,
+        back_s: float | None = None,
+        from_sequence: int | None = None,
+        limit: int | None = None,
+        gently: Gently | None = None,
     ) -> Deferred[ReadBack | Unpublished]:
         """Read the stream back, headers only; see tail.read_back."""
+        stream = self._settings.stream
         return Deferred.fromCoroutine(
-            read_back(self, self._settings.stream, subject, seen, back_s=back_s, from_sequence=from_sequence)
+            read_back(
+                self, stream, subject, seen, back_s=back_s, from_sequence=from_sequence, limit=limit, gently=gently
+            )
         )
 
     def slice(
@@ -349,6 +367,9 @@ class NatsBus:
     def _tick(self) -> None:
         self._timer = self._clock.callLater(TICK_S, self._tick)
         now = self._clock.seconds()
+        due, self._tick_due = self._tick_due, now + TICK_S
+        if due is not None and now - due > STOOD_STILL_S:  # judged at the next tick, when the socket has been read
+            return
         self._lane.sweep(now)
         self._requests.sweep(now)
         self._flush()

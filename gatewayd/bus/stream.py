@@ -130,6 +130,13 @@ def differences(info: Mapping[str, Any], wanted: StreamWanted) -> list[Finding]:
         found.append(
             Finding("discard_old", "A full stream drops its oldest events, acknowledged or not. Set discard to new.")
         )
+    if config.get("max_msgs_per_subject", -1) > 0:
+        found.append(
+            Finding(
+                "max_msgs_per_subject",
+                "The stream keeps some messages per subject and drops older events for newer ones. Set it to -1.",
+            )
+        )
     if config.get("storage") != "file":
         found.append(
             Finding("memory_storage", "The stream is in memory: a restart of its server loses events. Make it anew.")
@@ -191,6 +198,19 @@ def _times(config: Mapping[str, Any], wanted: StreamWanted) -> list[Finding]:
             )
         )
     return found
+
+
+def id_memory_s(info: Mapping[str, Any]) -> float:
+    """
+    Seconds for which an event is remembered by its id and must be in the stream; 0 where readers remove events.
+
+    A tenth less than its age limit: messages expire up to that limit by themselves.
+    """
+    config = info["config"]
+    if config.get("retention", "limits") != "limits":
+        return 0.0
+    window_s, age_s = config.get("duplicate_window", 0) / NS, config.get("max_age", 0) / NS
+    return float(min(window_s, 0.9 * age_s) if age_s else window_s)
 
 
 def covers(pattern: str, subject: str) -> bool:

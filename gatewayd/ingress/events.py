@@ -166,7 +166,9 @@ class DeadLetter:
     An authenticated body that cannot become an event.
 
     `refused` is R; `parsed` says that the body is a JSON object, `position` is (line, column) where there is one;
-    `reasons` are texts about the body that hold nothing of it but field names and short values.
+    `reasons` are texts about the body that hold nothing of it but field names and short values. `key` is the
+    Idempotency-Key that came with it, in visible ASCII; `key_is_identity` says that it was signed, so that it and not
+    the body says which event this would have been.
     """
 
     refused: bytes
@@ -176,6 +178,8 @@ class DeadLetter:
     parsed: bool
     reasons: Sequence[str]
     position: tuple[int, int] | None = None
+    key: str | None = None
+    key_is_identity: bool = False
 
     @property
     def corr_id(self) -> str:
@@ -190,6 +194,8 @@ class DeadLetter:
         headers = [
             b"Dlq-Code: %b\r\nDlq-Reasons: %b\r\n" % (self.code.encode("ascii"), reasons[:_MAX_REASONS_BYTES]),
             b"Dlq-Position: %d,%d\r\n" % self.position if self.position is not None else b"",
+            b"Idempotency-Key: %b\r\n" % self.key.encode("ascii") if self.key is not None else b"",
+            b"Dlq-Identity: key\r\n" if self.key is not None and self.key_is_identity else b"",
             b"Corr-ID: %b\r\nSource: %b\r\nReceived-At: %b\r\n"
             % (
                 self.corr_id.encode("ascii"),

@@ -134,6 +134,20 @@ class BusTests(SynchronousTestCase):
         self.pump(2.1)
         self.assertEqual((self.bus.state, self.counts.errors["connection"]), (BusState.DEGRADED, 0))
 
+    def test_a_process_that_stood_still_reads_before_it_judges(self) -> None:
+        """After SIGCONT the acknowledgements that lay in the socket count; what is still missing then is overdue."""
+        self.start()
+        acknowledged, lost = self.bus.publish([RAW]), self.bus.publish([RAW])
+        self.turns.turn()
+        self.connection.silent = True
+        self.clock.advance(3.0)
+        self.assertNoResult(acknowledged)
+        self.bus.answered("4", None, b'{"stream":"s","seq":1}')
+        self.assertIsInstance(self.successResultOf(acknowledged), Published)
+        self.pump(0.05)
+        self.assertEqual(self.successResultOf(lost), Unpublished(Cause.TIMEOUT, "no acknowledgement within 2 s"))
+        self.assertIs(self.bus.state, BusState.DISCONNECTED)
+
     def test_a_connection_that_the_driver_gave_up_silently_is_lost(self) -> None:
         """The driver does not always call back; within a tick it is noticed."""
         self.start()

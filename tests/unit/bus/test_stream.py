@@ -60,6 +60,7 @@ class DifferencesTests(SynchronousTestCase):
             ({"allow_direct": False}, "no_direct_get", False),
             ({"allow_msg_ttl": False}, "no_message_ttl", False),
             ({"discard": "old"}, "discard_old", False),
+            ({"max_msgs_per_subject": 1}, "max_msgs_per_subject", False),
             ({"storage": "memory"}, "memory_storage", False),
             ({"retention": "workqueue"}, "retention", False),
             ({"max_msg_size": 1000}, "max_msg_size", False),

@@ -153,6 +153,14 @@ class DeadLetterTests(SynchronousTestCase):
         assert headers["Corr-ID"] == letter.corr_id == "req_" + letter.refused.hex()[:20]
         assert "Gw-Facts" not in headers
 
+    def test_the_key_that_came_with_it(self) -> None:
+        """An Idempotency-Key is kept, and whether it says which event this is."""
+        signed = headers_of(self.letter(key="order-17", key_is_identity=True).message(b"{}"))
+        assert (signed["Idempotency-Key"], signed["Dlq-Identity"]) == ("order-17", "key")
+        unsigned = headers_of(self.letter(key="order-17").message(b"{}"))
+        assert (unsigned["Idempotency-Key"], "Dlq-Identity" in unsigned) == ("order-17", False)
+        assert "Dlq-Identity" not in headers_of(self.letter(key_is_identity=True).message(b"{}"))
+
     def test_parsed_bodies_have_their_own_subject(self) -> None:
         """An object that is no signal is filed apart from what is no object."""
         assert self.letter().message(b"{}").subject == b"dlq.signals.normalized"
