@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SOURCE := $(shell find gatewayd twisted -type f -not -name '*.pyc' -not -name dropin.cache) setup.cfg pyproject.toml
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test lint types unit test-full bench lock docs clean
+.PHONY: run test lint types unit test-full bench lock docs install-host remove-host clean
 
 run: $(VENV)/installed
 	@$(BIN)/twistd -n --pidfile= gatewayd $(ARGS)
@@ -49,6 +49,17 @@ test-full: lint types $(VENV)/testable
 
 bench: $(VENV)/testable
 	$(BIN)/python -m tests.bench $(ARGS)
+
+# A systemd unit on this host (as root), or an image of it under DESTDIR; again to upgrade. UNIT=at-gateway names it,
+# NATS=yes brings a nats-server along.
+UNIT ?= gatewayd
+
+install-host:
+	@PYTHON="$(PYTHON)" systemd/install --unit "$(UNIT)" --destdir "$(DESTDIR)" $(if $(NATS),--with-nats)
+
+# Leaves configuration and state, unless PURGE=yes.
+remove-host:
+	@systemd/install --remove --unit "$(UNIT)" --destdir "$(DESTDIR)" $(if $(PURGE),--purge)
 
 # What is generated from the tables of the code; a test compares it.
 docs: $(VENV)/testable

@@ -1,21 +1,23 @@
 """
 Counters, gauges and histograms for one thread: what a request pays for a metric is one addition.
 
-Decides how a value is kept and that a scrape sees the very samples that prometheus_client's own classes would give,
-in the same order. Never takes a lock: only the reactor's thread may write or collect. Never renders, and never limits
-label values: whoever asks for a cell does.
+Decides how a value is kept, how a sample's line is written, and that a scrape sees the very samples that
+prometheus_client's own classes would give, in the same order. Never takes a lock: only the reactor's thread may write
+or collect. Never decides what a whole scrape is (exposition does), and never limits label values: whoever asks for a
+cell does.
 """
 
 from abc import abstractmethod
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from math import inf
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
 
@@ -67,6 +69,45 @@ class HistogramCell:
 
 C = TypeVar("C", CounterCell, GaugeCell, HistogramCell)
 
+_FEW: Final = 1_000_000
+"""From here on a number is not written digit by digit: Go's exponents begin."""
+
+
+def number(value: float) -> str:
+    """A sample's value as prometheus_client writes it; small counts, which most are, without asking it."""
+    if type(value) is int and -_FEW < value < _FEW:
+        return f"{value}.0"
+    # prometheus_client's way of writing numbers carries no annotations.
+    return str(floatToGoString(value))  # type: ignore[no-untyped-call]
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+class Live(Metric):
+    """
+    A family as the registry collects it, always of the same object: `samples` and lines() say what stands in the cells
+    when they are asked for.
+    """
+
+    def __init__(self, empty: Metric, family: "Family[Any]") -> None:
+        self._family = family
+        super().__init__(empty.name, empty.documentation, empty.type)
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The samples of every cell, made anew."""
+        return self._family.filled().samples
+
+    @samples.setter
+    def samples(self, _: list[Sample]) -> None:
+        """Assigned by Metric's own constructor, and by nobody else."""
+
+    def lines(self, parts: list[str]) -> None:
+        """Append the samples' lines, in pieces."""
+        self._family.lines(parts)
+
 
 class Family(Collector, Generic[C]):
     """
@@ -80,8 +121,11 @@ class Family(Collector, Generic[C]):
         self._text = text
         self._names: Final = tuple(names)
         self._cells: dict[tuple[str, ...], C] = {}
+        self._heads: list[tuple[C, tuple[str, ...]]] = []
         if not self._names:
             self.labels()
+        empty = self._filled({})
+        self._live = Live(empty, self)
         registry.register(self)
 
     def labels(self, *values: str) -> C:
@@ -91,27 +135,50 @@ class Family(Collector, Generic[C]):
             if len(values) != len(self._names):
                 raise ValueError(f"{self._name} has the labels {self._names}, not {len(values)} of them")
             cell = self._cells[values] = self._make()
+            self._heads.append((cell, tuple(self._starts(dict(zip(self._names, values, strict=True))))))
         return cell
 
     def collect(self) -> Iterable[Metric]:
-        """The family as a scrape sees it now."""
-        return [self._filled(self._cells)]
+        """The family as a scrape sees it."""
+        return [self._live]
 
     def describe(self) -> Iterable[Metric]:
         """The family without samples: the registry looks for names that clash."""
         return [self._filled({})]
 
+    def filled(self) -> Metric:
+        """The metric with a sample of every cell, as they stand now."""
+        return self._filled(self._cells)
+
+    @abstractmethod
+    def lines(self, parts: list[str]) -> None:
+        """Append the lines of every cell's samples, in pieces."""
+
     @abstractmethod
     def _make(self) -> C:
         """A cell at 0."""
+
+    def _starts(self, labels: Mapping[str, str]) -> Iterable[str]:
+        """What the lines of a cell with these labels begin with, up to their values."""
+        return (_start(self._name, labels),)
 
     @abstractmethod
     def _filled(self, cells: dict[tuple[str, ...], C]) -> Metric:
         """The metric with a sample of each of these."""
 
 
+def _start(name: str, labels: Mapping[str, str]) -> str:
+    shown = ",".join([f'{label}="{_escape(value)}"' for label, value in sorted(labels.items())])
+    return f"{name}{{{shown}}} " if labels else f"{name} "
+
+
 class Counters(Family[CounterCell]):
-    """A family of counters."""
+    """A family of counters, whose name ends in `_total`."""
+
+    def lines(self, parts: list[str]) -> None:
+        """See Family."""
+        for cell, (start,) in self._heads:
+            parts += (start, number(cell.value), "\n")
 
     def _make(self) -> CounterCell:
         return CounterCell()
@@ -125,6 +192,11 @@ class Counters(Family[CounterCell]):
 
 class Gauges(Family[GaugeCell]):
     """A family of gauges."""
+
+    def lines(self, parts: list[str]) -> None:
+        """See Family."""
+        for cell, (start,) in self._heads:
+            parts += (start, number(cell.value), "\n")
 
     def _make(self) -> GaugeCell:
         return GaugeCell()
@@ -143,9 +215,23 @@ class Histograms(Family[HistogramCell]):
         self, registry: CollectorRegistry, name: str, text: str, names: Sequence[str] = (), *, bounds: Sequence[float]
     ) -> None:
         self._bounds = tuple(bounds)
-        # prometheus_client's way of writing a bound carries no annotations.
-        self._shown = [floatToGoString(bound) for bound in (*self._bounds, inf)]  # type: ignore[no-untyped-call]
+        self._shown = [number(bound) for bound in (*self._bounds, inf)]
         super().__init__(registry, name, text, names)
+
+    def lines(self, parts: list[str]) -> None:
+        """See Family."""
+        for cell, starts in self._heads:
+            total = 0
+            for start, count in zip(starts, cell.counts, strict=False):  # two more: the count and the sum
+                total += count
+                parts += (start, number(total), "\n")
+            parts += (starts[-2], number(total), "\n", starts[-1], number(cell.sum), "\n")
+
+    def _starts(self, labels: Mapping[str, str]) -> Iterable[str]:
+        for bound in self._shown:
+            yield _start(f"{self._name}_bucket", {**labels, "le": bound})
+        yield _start(f"{self._name}_count", labels)
+        yield _start(f"{self._name}_sum", labels)
 
     def _make(self) -> HistogramCell:
         return HistogramCell(self._bounds)

@@ -11,7 +11,7 @@ when its client has gone; to whatever a coroutine waits for otherwise.
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 T = TypeVar("T")
@@ -61,3 +61,27 @@ class Running(Deferred[T]):
         else:
             self._awaited = awaited
             awaited.addBoth(self._go_on)
+
+
+class Held(Running[T]):
+    """A place for a coroutine that is made and run later, or, when it is cancelled before that, never."""
+
+    def __init__(self) -> None:
+        Deferred.__init__(self)
+        self._awaited = None
+        self.given_up = False
+        self._begun = False
+
+    def begin(self, coroutine: Coroutine[Deferred[Any], Any, T]) -> None:
+        """Run it from now on; once, and not when it was given up."""
+        self._begun = True
+        self._coroutine = coroutine
+        self._go_on(None)
+
+    def cancel(self) -> None:
+        """Give it up before it has begun; afterwards as Running."""
+        if self._begun:
+            super().cancel()
+        elif not self.given_up:
+            self.given_up = True
+            self.errback(CancelledError())

@@ -21,13 +21,12 @@ from typing import Any, Final, cast
 import msgspec
 from prometheus_client import CollectorRegistry
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
-from gatewayd import __version__, state_files
+from gatewayd import __version__, lateness, state_files
 from gatewayd.aio import Loop
 from gatewayd.answers import Answers
 from gatewayd.bus.client import check_private_names, nats_settings_of
@@ -39,19 +38,24 @@ from gatewayd.bus.wanted import wanted_consumer, wanted_stream
 from gatewayd.config import Loaded
 from gatewayd.development import keep_secret, trial_command
 from gatewayd.errors import Refused
+from gatewayd.exposition import Exposition
 from gatewayd.health import Health, Phase
 from gatewayd.http.addresses import Kind
-from gatewayd.http.endpoint import CannotListen, listen, load_tls
+from gatewayd.http.inherited import Inherited
 from gatewayd.http.message import Request, Response
 from gatewayd.http.site import Site
 from gatewayd.ingress.addresses import AddressBuckets
 from gatewayd.ingress.events import FACTS_HEADER, MSG_ID_HEADER, Events, parse_nonce
 from gatewayd.ingress.pipeline import Pipeline
+from gatewayd.ingress.repair import Repair
 from gatewayd.ingress.resource import WebhookResource, make_within
+from gatewayd.ingress.shedding import OVERLOAD, Shedding
 from gatewayd.ingress.sources import PREFIX
+from gatewayd.ingress.turns import Turns
 from gatewayd.interfaces import ILeaf
 from gatewayd.journal import Journal
 from gatewayd.lifecycle import Ending, Notifier, OrderedServices, Signals, StartFailed, Ticker, watchdog
+from gatewayd.listeners import Listeners, take_inherited
 from gatewayd.live import Live
 from gatewayd.log import LEVELS, Log, make_log
 from gatewayd.maintenance import Maintenance
@@ -59,6 +63,7 @@ from gatewayd.metrics import Metrics
 from gatewayd.probes import HealthProbe, MetricsProbe
 from gatewayd.settings import Settings
 from gatewayd.settings_table import secret_name
+from gatewayd.standing import Standing
 from gatewayd.stores.memory import MemoryAdmission
 from gatewayd.times import Monotonic, Wall
 
@@ -119,6 +124,7 @@ def build(loaded: Loaded, reactor: Any, event_loop: Any, *, load: Callable[[], L
         raise ValueError("there are no settings to build from")
     check_private_names()
     settings = complete_settings(loaded.settings)
+    inherited = take_inherited(os.environ)
     world = World(reactor, Loop(event_loop), cast("Callable[[], Wall]", time.time), dict(os.environ))
     log = make_log(
         reactor,
@@ -128,30 +134,17 @@ def build(loaded: Loaded, reactor: Any, event_loop: Any, *, load: Callable[[], L
         level=LEVELS[settings.log_level.lower()],
     )
     ending = Ending(reactor, log.writer.flush)
-    notifier = Notifier(world.environ)
     embedded = _embedded_server(world, settings) if settings.embedded_nats else None
-    core = Core(world, loaded, settings, load=load, log=log, embedded=embedded)
+    core = Core(world, loaded, settings, load=load, log=log, embedded=embedded, inherited=inherited)
     root = Root(
         reactor,
         ending,
         stop_budget_s=settings.gateway_shutdown_timeout,
-        started=partial(_started, core, notifier),
+        started=lambda: _started(core),
     )
     root.observer = log.observer
-    services = [
-        log.writer,
-        Signals(reactor, ending, _signal_calls(core, notifier, log)),
-        Part("event loop", lambda: None, world.loop.stop),
-        Part("public listener", core.listen, core.close_listeners),
-        embedded,
-        Part("NATS", core.start_bus, core.stop_bus),
-        *core.tickers(),
-        watchdog(reactor, notifier),
-        Part("requests", lambda: None, partial(core.drain, notifier)),
-    ]
-    for service in services:
-        if service is not None:
-            service.setServiceParent(root)
+    for service in (log.writer, Signals(reactor, ending, _signal_calls(core, log)), *core.services()):
+        service.setServiceParent(root)
     return root
 
 
@@ -167,6 +160,7 @@ class Core:
         load: Callable[[], Loaded],
         log: Log,
         embedded: EmbeddedServer | None,
+        inherited: Inherited,
     ) -> None:
         self.world, self.settings, self.log, self.embedded = world, settings, log, embedded
         self.maintenance = Maintenance(
@@ -205,12 +199,51 @@ class Core:
         if embedded is not None:
             where = replace(where, user=embedded.user, password=embedded.password)
         self.bus = NatsBus(where, world.loop, world.reactor, world.wall, self.metrics)
+        self.events = Events(
+            settings.nats_subject_signals_raw, settings.nats_subject_signals_normalized, settings.signal_schema_version
+        )
+        self.repair = self._repair()
         self.keeper = self._keeper()
         self.bus.on_connected = self.keeper.prepare
         self.live.widen = self.keeper.widen
         self.site = self._site()
-        self.ports: list[IListeningPort] = []
-        self._ticked_at: float | None = None
+        self.listeners = Listeners(world.reactor, world.loop.event_loop, settings, self.site, inherited)
+        self.live.load_certificates = self.listeners.load_certificates
+        self.standing = self._standing()
+        self.lateness = lateness.Lateness()
+
+    def _standing(self) -> Standing:
+        return Standing(
+            Notifier(self.world.environ),
+            health=self.health,
+            window=self.maintenance.window,
+            nats=lambda: (self.bus.state, self.bus.last_error),
+            listening=self.settings.gateway_public_http_addr,
+            clean=self.log.redactor.clean,
+            wall=self.world.wall,
+        )
+
+    def _repair(self) -> Repair:
+        world, rules = self.world, self.live.get_rules
+        return Repair(
+            bus=self.bus, events=self.events, rules=rules, clock=world.reactor, wall=world.wall, counters=self.metrics
+        )
+
+    def services(self) -> list[Service]:
+        """Every part in the order in which they start; they stop in the opposite one."""
+        reactor = self.world.reactor
+        services = [
+            Part("event loop", lambda: None, self.world.loop.stop),
+            self.standing.ticker(reactor),
+            Part("public listener", self.listeners.open, self.listeners.close),
+            self.embedded,
+            Part("NATS", self.start_bus, self.stop_bus),
+            Part("repair", lambda: None, self.repair.stop),
+            *self.tickers(),
+            watchdog(reactor, self.standing.notifier),
+            Part("requests", lambda: None, self.drain),
+        ]
+        return [service for service in services if service is not None]
 
     def _keeper(self) -> StreamKeeper:
         settings = self.settings
@@ -226,21 +259,19 @@ class Core:
             fill=self._fill_nonce,
             forget=self.admission.forget,
             ready=self._ready,
+            repair=self.repair.begin,
             now=self.world.now,
             wall=self.world.wall,
         )
 
-    def _site(self) -> Site:
-        """The channel's factory and the table of paths."""
-        world, settings = self.world, self.settings
-        events = Events(
-            settings.nats_subject_signals_raw, settings.nats_subject_signals_normalized, settings.signal_schema_version
-        )
+    def _webhooks(self) -> WebhookResource:
+        """The way of a webhook, from its head to its answer."""
+        world = self.world
         pipeline = Pipeline(
             rules=self.live.get_rules,
             admission=self.admission,
             bus=self.bus,
-            events=events,
+            events=self.events,
             refuse=self.answers.refuse,
             within=make_within(world.reactor),
             elapsed=lambda request: world.now() - request.received_at,
@@ -248,15 +279,20 @@ class Core:
             report=_report_fault,
             counters=self.metrics,
         )
-        webhooks = WebhookResource(
+        refuse = partial(self.answers.refuse, refused=OVERLOAD)
+        return WebhookResource(
             rules=self.live.get_rules,
             health=self.health,
             bus=self.bus,
             buckets=AddressBuckets(),
             answers=self.answers,
-            pipeline=pipeline,
+            turns=Turns(world.reactor, world.loop.soon, Shedding(), pipeline.accept, refuse),
             clock=world.reactor,
         )
+
+    def _site(self) -> Site:
+        """The channel's factory and the table of paths."""
+        world, settings, webhooks = self.world, self.settings, self._webhooks()
         probe = partial(
             HealthProbe,
             health=self.health,
@@ -266,9 +302,8 @@ class Core:
             buckets=AddressBuckets(),
             clock=world.reactor,
         )
-        metrics = MetricsProbe(
-            self.metrics.registry, rules=self.live.get_rules, answers=self.answers, refresh=self.refresh
-        )
+        exposition = Exposition(self.metrics.registry, self.refresh, world.loop.soon)
+        metrics = MetricsProbe(exposition, rules=self.live.get_rules, answers=self.answers)
         paths: dict[bytes, ILeaf] = {
             b"/healthz": probe(ready=False),
             b"/readyz": probe(ready=True),
@@ -290,32 +325,11 @@ class Core:
             max_connections_per_address=settings.max_connections_per_address,
         )
 
-    # The listeners.
-
-    def listen(self) -> None:
-        """Open every public address; StartFailed names the one that cannot be opened."""
-        settings = self.settings
-        try:
-            tls = None
-            if settings.gateway_tls_cert is not None:
-                tls = load_tls(str(settings.gateway_tls_cert), str(settings.gateway_tls_key))
-            for address in settings.gateway_public_http_addr:
-                self.ports.append(listen(self.world.reactor, address, self.site, tls, self.world.loop.event_loop))
-                _log.info("listening on {address}", event="listener.open", address=str(address))
-        except CannotListen as error:
-            raise StartFailed(str(error)) from None
-
-    async def close_listeners(self) -> None:
-        """Stop listening and close what is left: the last thing before the log."""
-        for port in self.ports:
-            await maybeDeferred(port.stopListening)
-        await self.site.close()
-
-    async def drain(self, notifier: Notifier) -> None:
+    async def drain(self) -> None:
         """The first thing of a stop: refuse what comes from now on, and wait for the requests in flight."""
-        notifier.stopping()
-        self.health.phase = Phase.DRAINING
-        await self.site.drain()
+        self.standing.stopping()
+        self.health.drain(takes_last=self.listeners.all_inherited)
+        await self.listeners.drain()
 
     # The bus.
 
@@ -353,6 +367,7 @@ class Core:
     def _ready(self) -> None:
         if self.health.phase is Phase.STARTING:
             self.health.phase = Phase.READY
+            self.listeners.accept()
             _log.info("ready: webhooks are taken", event="ready")
 
     def _say_trial(self) -> None:
@@ -362,9 +377,9 @@ class Core:
         secret_file = settings.state_directory / state_files.SECRET
         if settings.production or not tcp or not secret_file.exists() or settings.gateway_tls_cert is not None:
             return
-        bound: Any = self.ports[settings.gateway_public_http_addr.index(tcp[0])].getHost()
+        port = self.listeners.port_of(tcp[0])
         host = tcp[0].host if tcp[0].host not in ("", "0.0.0.0") else "127.0.0.1"  # noqa: S104 - compared
-        _log.info("{command}", event="trial", command=trial_command(f"http://{host}:{bound.port}", secret_file))
+        _log.info("{command}", event="trial", command=trial_command(f"http://{host}:{port}", secret_file))
 
     # What is looked at now and then.
 
@@ -374,7 +389,7 @@ class Core:
         return [
             Ticker(reactor, TICK_S, self._read_maintenance_file, "maintenance file", at_once=True),
             Ticker(reactor, TICK_S, self.keeper.tick, "stream"),
-            Ticker(reactor, TICK_S, self._measure_lag, "reactor lag"),
+            Ticker(reactor, lateness.TICK_S, lambda: self.lateness.tick(self.world.now()), "reactor lag"),
         ]
 
     def _read_maintenance_file(self) -> None:
@@ -392,12 +407,6 @@ class Core:
             word = "off" if now is None else "on"
             _log.info("maintenance is {word}", event="maintenance.switched", word=word)
 
-    def _measure_lag(self) -> None:
-        now = self.world.now()
-        late = 0.0 if self._ticked_at is None else max(0.0, now - self._ticked_at - TICK_S)
-        self._ticked_at = now
-        self.metrics.reactor_lag.set(late)
-
     def refresh(self) -> None:
         """Set the gauges that are read at a scrape."""
         metrics = self.metrics
@@ -406,6 +415,7 @@ class Core:
         metrics.advance("evictions", self.admission.evictions)
         metrics.advance("log_dropped", self.log.writer.dropped)
         metrics.advance("refused_connections", self.site.refused_connections)
+        metrics.reactor_lag.set(self.lateness.worst(self.world.now()))
         metrics.inflight.set(self.site.in_flight)
         metrics.unacked.set(self.bus.unacked)
         metrics.lag.set(self.keeper.lag)
@@ -420,15 +430,11 @@ class Core:
         ]
         return [*self.live.warnings, *unconfigured, *self.keeper.warnings()]
 
-    def status(self) -> str:
-        """The line that systemd shows."""
-        return f"NATS {self.bus.state.value}; webhooks {self.health.phase.value}"
-
-    def reload(self, notifier: Notifier) -> None:
+    def reload(self) -> None:
         """SIGHUP: a reload, which systemd is told of at both ends."""
-        notifier.reloading()
+        self.standing.reloading()
         reloaded = Deferred.fromCoroutine(self.live.reload())
-        reloaded.addErrback(_report_failure).addCallback(lambda _: notifier.ready(self.status()))
+        reloaded.addErrback(_report_failure).addCallback(lambda _: self.standing.reloaded(self.live.last_reload))
 
     def answer_fault(self, request: Request | None, failure: Failure) -> Response:
         """500 GW-016 for a bug, with its traceback in the log under the same corr_id."""
@@ -443,22 +449,22 @@ def _embedded_server(world: World, settings: Settings) -> EmbeddedServer:
     return EmbeddedServer(world.reactor, settings.state_directory, {**world.environ, **named})
 
 
-def _signal_calls(core: "Core", notifier: Notifier, log: Log) -> dict[signal.Signals, Callable[[], object]]:
+def _signal_calls(core: "Core", log: Log) -> dict[signal.Signals, Callable[[], object]]:
     """What signals do beside ending the process."""
     return {
-        signal.SIGHUP: partial(core.reload, notifier),
+        signal.SIGHUP: core.reload,
         signal.SIGUSR1: log.writer.reopen,
         signal.SIGUSR2: partial(_log.warn, "SIGUSR2 does nothing in this version", event="signal.unavailable"),
     }
 
 
-def _started(core: "Core", notifier: Notifier) -> None:
+def _started(core: "Core") -> None:
     """Everything is up. What was made until now stays: the collector need not look at it again and again."""
     gc.collect()
     gc.freeze()
     # A request leaves no cycles behind; the default of 700 looks for them every few requests (2 % of the CPU).
     gc.set_threshold(20_000, 20, 20)
-    notifier.ready(core.status())
+    core.standing.started()
 
 
 def complete_settings(settings: Settings) -> Settings:

@@ -127,9 +127,10 @@ TABLE: Final[Mapping[str, Row]] = _rows(
         "backpressure",
         "The gateway or its stream is full; send the same request again.",
         ("backpressure", ""),
-        "Too many publishes wait for their acknowledgement, the stream is full, or its consumer is too far behind.",
-        "`reason` says which: buffer (NATS is slow), stream_full (raise its limits or shorten max_age), lag "
-        "(the consumer does not keep up).",
+        "Too many publishes wait for their acknowledgement, the stream is full, its consumer is too far behind, or "
+        "more comes than can be served.",
+        "`reason` says which: buffer (NATS is slow, or too many large bodies at once), stream_full (raise its limits "
+        "or shorten max_age), lag (the consumer does not keep up), overload (webhooks wait for the processor).",
     ),
     Row(
         "GW-011",
@@ -222,7 +223,8 @@ class Refused:
 
     `details` go into the answer, `logged` only into the access line; both hold JSON values and never a secret, a
     signature or a body. `status` is the table's unless the code has several. `retry_after` is in seconds and is
-    rounded up, at least 1, by the writer. `headers` are further header lines of the answer.
+    rounded up, at least 1, by the writer. `headers` are further header lines of the answer. `rest` has the connection
+    not read for the second that its client is told to wait.
     """
 
     code: str
@@ -231,6 +233,7 @@ class Refused:
     retry_after: float | None = None
     headers: tuple[tuple[bytes, bytes], ...] = ()
     logged: Mapping[str, object] = field(default_factory=dict)
+    rest: bool = False
 
     @property
     def row(self) -> Row:

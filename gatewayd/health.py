@@ -45,6 +45,15 @@ class Health:
         self._warnings = warnings
         self._started_at = now()
         self.phase = Phase.STARTING
+        self._takes_last = False
+
+    def drain(self, *, takes_last: bool) -> None:
+        """
+        The process ends. `takes_last`: no new connection can come, so that what is still asked on those that are open
+        is taken; else it is refused, or it would never end.
+        """
+        self.phase = Phase.DRAINING
+        self._takes_last = takes_last
 
     def refuse_webhook(self, bus: BusState) -> Refused | None:
         """Maintenance, then the bus known to be down, then starting and draining: the published order."""
@@ -55,6 +64,8 @@ class Health:
             return Refused("GW-011", {"maintenance_window": window.text}, retry_after=window.retry_after_s)
         if bus is BusState.DISCONNECTED:
             return Refused("GW-005", {"nats_status": bus.value}, logged={"nats_status": bus.value})
+        if self.phase is Phase.DRAINING and self._takes_last:
+            return None
         return Refused("GW-018", {"reason": self.phase.value})
 
     def _status(self, bus: BusState) -> str:
@@ -75,19 +86,23 @@ class Health:
             "timestamp": format_wall(self._wall()),
         }
 
-    def ready(self, bus: BusState) -> tuple[bool, dict[str, object]]:
+    def ready(self, bus: BusState, *, to_stranger: bool = False) -> tuple[bool, dict[str, object]]:
         """
-        Whether /readyz answers 200, and its members.
+        Whether /readyz answers 200, and its members. Warnings name weak secrets and sources without one: a stranger is
+        only told how many there are.
 
         Maintenance is no fault: the process stays ready, so that clients get its own answer with the real Retry-After.
         """
         usable = self.phase is Phase.READY and bus is not BusState.DISCONNECTED
         status = self._status(bus)
+        warnings = list(self._warnings())
+        if warnings and to_stranger:
+            warnings = [f"{len(warnings)} in all, shown to METRICS_ALLOW_CIDRS only"]
         return usable, {
             "ready": usable,
             "status": status,
             "parts": {"webhook": {"ready": usable, "status": status, "nats": bus.value}},
-            "warnings": list(self._warnings()),
+            "warnings": warnings,
             "version": self._version,
             "timestamp": format_wall(self._wall()),
         }

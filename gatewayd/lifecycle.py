@@ -324,11 +324,18 @@ class Notifier:
     def __init__(self, environ: Mapping[str, str]) -> None:
         address = environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._stopping = False
         self.watchdog_s = _watchdog_s(environ) if address else None
 
+    @property
+    def listens(self) -> bool:
+        """True when there is somebody to tell."""
+        return bool(self._address)
+
     def ready(self, status: str = "") -> None:
-        """Started, or reloaded."""
-        self._send("READY=1" + (_status(status) if status else ""))
+        """Started, or reloaded; a process that is stopping is neither any more."""
+        if not self._stopping:
+            self._send("READY=1" + (_status(status) if status else ""))
 
     def status(self, text: str) -> None:
         """The one line that `systemctl status` shows."""
@@ -336,11 +343,13 @@ class Notifier:
 
     def reloading(self) -> None:
         """A reload begins; ready() ends it. systemd wants the time to tell it from an older one."""
-        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        if not self._stopping:
+            self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
         """The shutdown begins."""
-        self._send("STOPPING=1")
+        self._stopping = True
+        self._send("STOPPING=1" + _status("stopping: what was asked is answered, then everything is closed"))
 
     def watchdog(self) -> None:
         """The process is alive: due within watchdog_s seconds, again and again."""

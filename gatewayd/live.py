@@ -1,5 +1,5 @@
 """
-The settings and rules in force, and how SIGHUP replaces them.
+The settings, rules and certificates in force, and how SIGHUP replaces them.
 
 Decides that a reload takes everything or nothing, and says in one line what came of it. Never decides what may be
 reloaded (the settings' table does).
@@ -8,11 +8,13 @@ reloaded (the settings' table does).
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 
 from gatewayd.config import Loaded
+from gatewayd.http.endpoint import CannotListen
 from gatewayd.ingress.sources import Rules, make_rules
+from gatewayd.lifecycle import StartFailed
 from gatewayd.log import LEVELS, Log
 from gatewayd.maintenance import Maintenance
 from gatewayd.metrics import Metrics
@@ -28,7 +30,8 @@ class Live:
 
     `load` reads the settings anew, `complete` adds what development mode makes; `other_secrets` are to be kept out of
     the log beside those of the settings; `widen` makes the stream's duplicate window at least so many seconds and fires
-    with None, or with the reason why it is not.
+    with None, or with the reason why it is not; `load_certificates` reads the files of all certificates and returns
+    what puts them in force, or raises CannotListen; `last_reload` says what came of the last one, "" before it.
     """
 
     def __init__(
@@ -46,7 +49,10 @@ class Live:
         self.settings = settings
         self.warnings = loaded.warnings
         self.rules: Rules = make_rules(settings)
+        self.last_reload = ""
         self.widen: Callable[[float], Deferred[str | None]] | None = None
+        self.load_certificates: Callable[[], Callable[[], None]] = _no_certificates
+        self._one_at_a_time = DeferredLock()
         self._load = load
         self._complete = complete
         self._other_secrets = tuple(other_secrets)
@@ -65,6 +71,16 @@ class Live:
 
     async def reload(self) -> None:
         """Read the settings again and put them in force, or keep the old ones and say why. Never fails."""
+        # Two at once could end with what the first one has read.
+        await self._one_at_a_time.acquire()
+        try:
+            await self._reload()
+        except (CannotListen, StartFailed) as error:
+            self._refuse(str(error))
+        finally:
+            self._one_at_a_time.release()
+
+    async def _reload(self) -> None:
         loaded = self._load()
         if loaded.settings is None:
             self._refuse("; ".join(str(problem) for problem in loaded.problems))
@@ -72,28 +88,33 @@ class Live:
         fresh = self._complete(loaded.settings)
         changed = changes(self.settings, fresh)
         settings = _merge(self.settings, fresh)
+        use_certificates = self.load_certificates()
         if settings.duplicate_window_s > self.settings.duplicate_window_s and self.widen is not None:
             reason = await self.widen(settings.duplicate_window_s)
             if reason is not None:
                 self._refuse(f"the stream's duplicate window cannot be made longer: {reason}")
                 return
+        levels = LEVELS[self.settings.log_level.lower()], LEVELS[settings.log_level.lower()]
         self.rules, self.settings, self.warnings = make_rules(settings), settings, loaded.warnings
         self._know()
-        self._log.set_level(LEVELS[settings.log_level.lower()])
+        use_certificates()
+        # The line below is for whoever changed the level, in either direction.
+        self._log.set_level(min(levels, key=lambda level: level.number))
         self._maintenance.configure(
             on=settings.maintenance_mode,
             until=settings.maintenance_until,
             retry_after_s=settings.maintenance_retry_after,
         )
-        if settings.gateway_tls_cert is not None:
-            _log.warn("certificates are read at the start only in this version", event="config.certificates_kept")
         self._metrics.reloads.labels("ok").inc()
+        taken, waiting = ", ".join(changed.reloadable) or "nothing", ", ".join(changed.needs_restart) or "nothing"
+        self.last_reload = f"changed {taken}" + (f", a restart is due for {waiting}" if changed.needs_restart else "")
         _log.info(
             "settings reloaded; changed: {changed}; waiting for a restart: {waiting}",
             event="config.reloaded",
-            changed=", ".join(changed.reloadable) or "nothing",
-            waiting=", ".join(changed.needs_restart) or "nothing",
+            changed=taken,
+            waiting=waiting,
         )
+        self._log.set_level(levels[1])
 
     def _know(self) -> None:
         """Tell the log what it must not show, and the metrics which sources and secrets there are."""
@@ -102,8 +123,13 @@ class Live:
         self._metrics.know((source.name, len(source.keys)) for source in self.rules.sources.values())
 
     def _refuse(self, reason: str) -> None:
+        self.last_reload = f"refused, the old settings stay: {reason}"
         self._metrics.reloads.labels("failed").inc()
         _log.error("settings not reloaded, the old ones stay: {reason}", event="config.reload_refused", reason=reason)
+
+
+def _no_certificates() -> Callable[[], None]:
+    return lambda: None
 
 
 def _merge(old: Settings, new: Settings) -> Settings:

@@ -76,6 +76,8 @@ class Metrics:
         self._auth = counters("auth_total", "Signatures that matched, by secret.", "source", "scheme", "key")
         self._dead = counters("dlq_total", "Dead letters stored.", "code")
         self._dead_lost = counter("dlq_lost_total", "Dead letters that could not be stored.")
+        self._repairs = counters("repairs_total", "Halves of signals that were completed, or not.", "result")
+        self._orphans = counter("orphans_total", "Normalised events found without their raw event.")
         store_errors = counters("store_errors_total", "Stores that could not be reached.", "kind")
         internal = counter("internal_errors_total", "Faults of the gateway.")
         self.late_ack = counter("late_acks_total", "Acknowledgements after their deadline.").inc
@@ -88,7 +90,7 @@ class Metrics:
         self.lag = lag.labels(consumer)
         self.stream_bytes = gauge("stream_bytes", "Bytes in the stream.")
         self.connected = gauge("nats_connected", "1 while NATS is connected or degraded.")
-        self.reactor_lag = gauge("reactor_lag_seconds", "How late the last one-second tick came.")
+        self.reactor_lag = gauge("reactor_lag_seconds", "How late the loop was at the worst in the last minute.")
         log_dropped = counter("log_dropped_total", "Log lines dropped at the queue's bound.")
         self.reloads = counters("config_reloads_total", "Reloads of the settings.", "result")
         refused_connections = counter("connections_refused_total", "Connections closed at a cap.")
@@ -112,10 +114,13 @@ class Metrics:
             },
         )
         self._errors = {kind: nats_errors.labels(kind) for kind in ("connection", "timeout")}
-        self._prepare(published, [*subjects, UNKNOWN_SOURCE])
+        self._prepare(published, [*subjects, UNKNOWN_SOURCE][::-1])
 
     def _prepare(self, published: Counters, subjects: Iterable[str]) -> None:
-        """Make every cell that can be known in advance, so that it is there at 0."""
+        """
+        Make every cell that can be known in advance, so that it is there at 0. The first of the subjects comes last on
+        a page, where people look with `grep success | tail -1`; so do sources.
+        """
         self._stored: dict[bytes, CounterCell] = {}
         self._given_up: dict[bytes, CounterCell] = {}
         for name in subjects:
@@ -125,6 +130,8 @@ class Metrics:
             self._dead.labels(code)
         for result in ("ok", "failed"):
             self.reloads.labels(result)
+        for result in ("normalized", "dead_letter", "failed"):
+            self._repairs.labels(result)
         self._auth_cells: dict[tuple[str, str, int], CounterCell] = {}
         self._other = _SourceCells(self, UNKNOWN_SOURCE)
         self._sources = {UNKNOWN_SOURCE: self._other}
@@ -141,7 +148,7 @@ class Metrics:
 
     def know(self, sources: Iterable[tuple[str, int]]) -> None:
         """Make the cells of these configured sources, each with its number of secrets."""
-        for source, keys in sources:
+        for source, keys in reversed(tuple(sources)):
             self._sources[source] = _SourceCells(self, source)
             for scheme in SCHEMES.values():
                 for number in range(1, keys + 1):
@@ -182,6 +189,16 @@ class Metrics:
     def dead_letter_lost(self) -> None:
         """See pipeline.Counters."""
         self._dead_lost.value += 1
+
+    # What the repair counts.
+
+    def repaired(self, result: str) -> None:
+        """See repair.Counters."""
+        self._repairs.labels(result).value += 1
+
+    def orphaned(self, count: int) -> None:
+        """See repair.Counters."""
+        self._orphans.value += count
 
     # What the bus counts.
 

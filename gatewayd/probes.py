@@ -9,15 +9,12 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
 from gatewayd.answers import Answers, random_corr_id
 from gatewayd.errors import Refused
+from gatewayd.exposition import Exposition
 from gatewayd.health import Health
 from gatewayd.http.message import Request, Response
 from gatewayd.ingress.addresses import AddressBuckets, contains
@@ -45,6 +42,12 @@ class _Gate:
         proxies = self.rules().proxies
         request.client_ip = proxies.client(request.peer, request.values(b"x-forwarded-for"))
         return None
+
+    def may_read(self, request: Request) -> bool:
+        """Whether METRICS_ALLOW_CIDRS has the client. A proxy that is not trusted could be asking for anybody."""
+        rules = self.rules()
+        believed = rules.proxies.trusted(request.peer, request.values(b"x-forwarded-for"))
+        return believed and contains(rules.metrics_readers, request.client_ip)
 
 
 @implementer(ILeaf)
@@ -88,51 +91,27 @@ class HealthProbe:
             return Response(200, msgspec.json.encode(self._health.alive(bus)), corr_id=random_corr_id())
         if request.query not in _PARTS:
             return self._gate.answers.refuse(request, Refused("GW-017", {"parts": ["webhook"]}, status=404))
-        usable, members = self._health.ready(bus)
+        usable, members = self._health.ready(bus, to_stranger=not self._gate.may_read(request))
         retry = () if usable else ((b"Retry-After", b"1"),)
         return Response(200 if usable else 503, msgspec.json.encode(members), headers=retry, corr_id=random_corr_id())
 
 
 @implementer(ILeaf)
 class MetricsProbe:
-    """
-    /metrics for those who may read it; for everybody else there is nothing at this path.
+    """/metrics for those who may read it; for everybody else there is nothing at this path."""
 
-    `refresh` sets the gauges that are only looked at for a scrape.
-    """
-
-    def __init__(
-        self,
-        registry: CollectorRegistry,
-        *,
-        rules: Callable[[], Rules],
-        answers: Answers,
-        refresh: Callable[[], None],
-    ) -> None:
-        self._registry = registry
-        self._refresh = refresh
+    def __init__(self, exposition: Exposition, *, rules: Callable[[], Rules], answers: Answers) -> None:
+        self._exposition = exposition
         self._gate = _Gate(rules, answers)
 
     def begin(self, request: Request) -> Response | int:
         """See ILeaf."""
         refused = self._gate.refuse(request)
-        if refused is None and not self._may_read(request):
+        if refused is None and not self._gate.may_read(request):
             refused = Refused("GW-017", status=404)
         return 0 if refused is None else self._gate.answers.refuse(request, refused)
 
-    def _may_read(self, request: Request) -> bool:
-        """A proxy that is not trusted could be asking for anybody."""
-        rules = self._gate.rules()
-        believed = rules.proxies.trusted(request.peer, request.values(b"x-forwarded-for"))
-        return believed and contains(rules.metrics_readers, request.client_ip)
-
     def answer(self, request: Request) -> Response:
         """See ILeaf."""
-        self._refresh()
-        if b"application/openmetrics-text" in request.headers.get(b"accept", b""):
-            # prometheus_client's OpenMetrics writer carries no annotations.
-            body: bytes = generate_openmetrics(self._registry)  # type: ignore[no-untyped-call]
-            kind = CONTENT_TYPE_LATEST
-        else:
-            body, kind = generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
-        return Response(200, body, kind.encode("ascii"), corr_id=random_corr_id())
+        body, kind = self._exposition.answer(b",".join(request.values(b"accept")))
+        return Response(200, body, kind, corr_id=random_corr_id())

@@ -112,7 +112,7 @@ GROUPS: Final[Mapping[str, tuple[Row, ...]]] = {
             "PORT on HOST",
         ),
         Row("GATEWAY_TLS_CERT", values.path(), None, "PEM certificate chain: TLS on the public listener"),
-        Row("GATEWAY_TLS_KEY", values.path(), None, "its private key; a restart reads both again"),
+        Row("GATEWAY_TLS_KEY", values.path(), None, "its private key; SIGHUP reads both files again"),
         Row(
             "MAX_CONNECTIONS",
             values.whole(1, 1_000_000),

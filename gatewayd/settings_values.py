@@ -283,7 +283,7 @@ def listening() -> Kind:
             address = _address(item)
             if isinstance(address, Wrong):
                 return address
-            if (address.path or address.port) and address in found:
+            if (address.path or address.port or address.domain) and address in found:
                 return Wrong(f"{item!a} is there twice")
             found.append(address)
         return items or Wrong("none is given")
@@ -291,8 +291,8 @@ def listening() -> Kind:
     def show(addresses: Iterable[object]) -> str:
         return ",".join(str(address) for address in addresses)
 
-    allowed = "a list of :port, host:port, unix:/path or ssl:port:privateKey=path:certKey=path"
-    return Kind(allowed, parse, show, many=True)
+    forms = ":port, host:port, unix:/path, ssl:port:privateKey=path:certKey=path or systemd:domain=INET:name=public"
+    return Kind(f"a list of {forms}", parse, show, many=True)
 
 
 def _network(text: str) -> Network | Wrong:

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Final, NoReturn
@@ -18,6 +19,7 @@ from click.shell_completion import shell_complete
 
 from gatewayd import __version__
 from gatewayd.cli.console import COMPLETION_VARIABLE, EXIT_CODES, PROGRAM, Code, Failed, Surroundings, note
+from gatewayd.cli.unit import unit_environment
 
 # Name -> module, and what --help says of it: the help of all of them needs none of their modules.
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
@@ -25,9 +27,12 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "send": ("sending", "Send signed test webhooks and say what became of them."),
     "config": ("settings", "Check the settings, or show those in force."),
     "secret": ("secret", "Make secrets."),
+    "env": ("environment", "Show or change the environment file of the systemd unit."),
     "explain": ("explanation", "Say what a GW code means and what to do."),
     "stream": ("streams", "Create, check or follow the stream."),
     "consumer": ("streams", "Create the durable consumer."),
+    "dlq": ("dead_letters", "List, show or replay dead letters."),
+    "trace": ("tracing", "Say what became of one request."),
     "maintenance": ("maintenance", "Switch maintenance on or off."),
     "completion": ("completion", "Print the shell's completion script."),
 }
@@ -57,7 +62,7 @@ class _Commands(click.Group):
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def commands() -> None:
     """
-    Sign and send webhooks, check settings and the stream, switch maintenance.
+    Sign and send webhooks, check settings and the stream, see to dead letters, switch maintenance.
 
     What was asked for is on stdout, everything else on stderr; --json makes it JSON. Settings are those of the
     gateway, from the environment and --config FILE.
@@ -70,7 +75,8 @@ def main() -> NoReturn:
         if getattr(sys, name) is None:  # closed by whoever started this
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for the rest of the process
         getattr(sys, name).reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:], Surroundings.of_this_process()))
+    surroundings = Surroundings.of_this_process()
+    sys.exit(run(sys.argv[1:], replace(surroundings, environ=unit_environment(surroundings.environ))))
 
 
 def run(arguments: Sequence[str], surroundings: Surroundings) -> int:

@@ -12,12 +12,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import nats.errors
-from nats.aio.client import Client as Driver
 
 from gatewayd import state_files
-from gatewayd.bus.api import api
+from gatewayd.bus.api import api, read_api
 from gatewayd.bus.client import NatsSettings, credentials, describe, nats_settings_of, parse_server
-from gatewayd.bus.publication import Unpublished
+from gatewayd.bus.publication import Ack, Message, Unpublished
+from gatewayd.cli.bulk import BulkDriver
 from gatewayd.cli.console import Code, Failed, json_or_none, plain
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 CONNECT_S: Final = 2.0
 CLOSE_S: Final = 1.0
+PUBLISH_S: Final = 3.0
 _NO_STREAM: Final = "(10059)"  # what the API's error ends with
 
 Result = TypeVar("Result")
@@ -83,10 +84,15 @@ async def within(seconds: float, waiting: Awaitable[Result]) -> Result:
     return task.result()
 
 
+async def pause(seconds: float) -> None:
+    """Let so much time go by."""
+    await asyncio.sleep(seconds)
+
+
 class Link:
     """An open connection; made by open_link()."""
 
-    def __init__(self, driver: Driver, stream: str) -> None:
+    def __init__(self, driver: BulkDriver, stream: str) -> None:
         self.driver = driver
         self.stream = stream
 
@@ -101,10 +107,13 @@ class Link:
         """Bytes that a message may have."""
         return self.driver.max_payload
 
-    async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes | Unpublished:
+    async def request(
+        self, subject: str, payload: bytes, timeout_s: float, headers: dict[str, str] | None = None
+    ) -> bytes | Unpublished:
         """One request and its answer (see bus.api.Api); Failed when there is none."""
         try:
-            message = await within(timeout_s + 1, self.driver.request(subject, payload, timeout=timeout_s))
+            asked = self.driver.request(subject, payload, timeout=timeout_s, headers=headers)
+            message = await within(timeout_s + 1, asked)
         except nats.errors.NoRespondersError:
             raise Failed(
                 Code.UNREACHABLE, "the server has no JetStream for this user, or its stream has no leader now"
@@ -116,6 +125,16 @@ class Link:
     async def ask(self, call: str, members: Mapping[str, Any]) -> dict[str, Any] | Unpublished:
         """One call of the JetStream API, `$JS.API.` left out; Failed when there is no answer."""
         return await api(self, f"$JS.API.{call}", members)
+
+    async def publish(self, message: Message) -> Ack | Unpublished:
+        """Store one message. Failed when there is no answer: it may be stored all the same."""
+        lines = f"{message.headers.decode('ascii')}Nats-Expected-Stream: {self.stream}".split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines)
+        found = await self.request(message.subject.decode("ascii"), message.body, PUBLISH_S, headers)
+        answer = found if isinstance(found, Unpublished) else read_api(found)
+        if isinstance(answer, Unpublished):
+            return answer
+        return Ack(int(answer["seq"]), bool(answer.get("duplicate")))
 
     async def close(self) -> None:
         """Close within CLOSE_S; a connection to a server that hangs is left to the end of the process."""
@@ -140,7 +159,7 @@ async def open_link(settings: NatsSettings) -> Link:
         async def hear(error: Exception, heard: deque[Exception] = heard) -> None:
             heard.append(error)
 
-        driver = Driver()
+        driver = BulkDriver()
         link = Link(driver, settings.stream)
         try:
             attempt = driver.connect(

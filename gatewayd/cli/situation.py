@@ -15,6 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from gatewayd.cli.console import Code, Failed, Surroundings
+from gatewayd.cli.unit import CONFIG
 
 if TYPE_CHECKING:
     from gatewayd.config import Loaded
@@ -58,6 +59,8 @@ def load_settings(environ: Mapping[str, str], config_file: Path | None, *, stric
     from gatewayd.config import Facts, load
 
     facts = Facts(descriptors=resource.getrlimit(resource.RLIMIT_NOFILE)[1])  # a gateway raises its limit to this
+    if config_file is None and environ.get(CONFIG):
+        config_file = Path(environ[CONFIG])
     return load(environ, config_file, Path.read_bytes, facts=facts, strict=strict)
 
 

@@ -214,8 +214,8 @@ class Bucket:
         return self._full_at <= now
 
 
-def refuse_limited(limited: Limited, name: str, *, status: int = 429) -> Refused:
-    """GW-004 for `name`, with the real wait and the RateLimit headers."""
+def refuse_limited(limited: Limited, name: str, *, status: int = 429, rest: bool = False) -> Refused:
+    """GW-004 for `name`, with the real wait and the RateLimit headers; `rest` as in Refused."""
     wait = math.ceil(limited.wait_s)
     shown = {"limit": limited.limit, "current_rate": round(limited.rate, 1)}
     return Refused(
@@ -229,4 +229,5 @@ def refuse_limited(limited: Limited, name: str, *, status: int = 429) -> Refused
             (b"RateLimit-Reset", b"%d" % max(1, wait)),
         ),
         logged=shown,
+        rest=rest,
     )

@@ -342,7 +342,18 @@ class Pipeline:
             return self._refuse(request, _limited(limited, source), name)
         origin = request.path.decode("latin-1") if source is None else name
         digest_of_refused = refused_digest(origin, request.body)
-        letter = DeadLetter(digest_of_refused, refused.code, name, request.received_wall, parsed, reasons, position)
+        key = accepting.stamp.key
+        letter = DeadLetter(
+            digest_of_refused,
+            refused.code,
+            name,
+            request.received_wall,
+            parsed,
+            reasons,
+            position,
+            None if key is None else key.decode("ascii"),
+            accepting.auth.scheme.binds_headers,
+        )
         published = await self._bus.publish((letter.message(request.body),))
         if isinstance(published, Unpublished):
             self._counters.dead_letter_lost()

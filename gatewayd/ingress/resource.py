@@ -1,8 +1,8 @@
 """
 The webhook paths: what is refused at the head of a request, and the way from a complete one to its answer.
 
-Decides, in the published order, everything that needs no body: path and method, maintenance, the bus, readiness, the
-address's limit, size and media type. Never looks into a body: the pipeline does.
+Decides, in the published order, everything that needs no body: path and method, maintenance, the bus, readiness,
+overload, the address's limit, size and media type. Never looks into a body: the pipeline does.
 """
 
 from collections.abc import Awaitable, Callable
@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from gatewayd.answers import Answers
 from gatewayd.bus.publication import Cause, Unpublished
-from gatewayd.committed import Committed, Running
+from gatewayd.committed import Committed
 from gatewayd.errors import Refused
 from gatewayd.health import Health
 from gatewayd.http.message import Request, Response
@@ -24,12 +24,17 @@ from gatewayd.ingress.addresses import AddressBuckets, contains
 from gatewayd.ingress.admission import refuse_limited
 from gatewayd.ingress.events import ENVELOPE_BYTES
 from gatewayd.ingress.headers import refuse_media_type
-from gatewayd.ingress.pipeline import Pipeline, Within
+from gatewayd.ingress.pipeline import Within
+from gatewayd.ingress.shedding import OVERLOAD
 from gatewayd.ingress.sources import GENERIC_PATH, UNKNOWN_SOURCE, Rules, Source
+from gatewayd.ingress.turns import Turns
 from gatewayd.interfaces import IEventBus, ILeaf
 from gatewayd.times import Monotonic, format_wall
 
 MAX_BODY_BYTES: Final = 1_048_576
+FLOOD: Final = 2
+"""An address that sends so many times its limit is not only refused: its connections rest."""
+
 T = TypeVar("T")
 
 
@@ -45,7 +50,7 @@ class WebhookResource:
         bus: IEventBus,
         buckets: AddressBuckets,
         answers: Answers,
-        pipeline: Pipeline,
+        turns: Turns,
         clock: IReactorTime,
     ) -> None:
         self._rules = rules
@@ -53,7 +58,8 @@ class WebhookResource:
         self._bus = bus
         self._buckets = buckets
         self._answers = answers
-        self._pipeline = pipeline
+        self._turns = turns
+        self._down: tuple[object, Refused] | None = None
         self._clock = clock
 
     def begin(self, request: Request) -> Response | int:
@@ -63,9 +69,12 @@ class WebhookResource:
         # Bytes that a body may have: 1 MiB, or what the server takes beside the event's own parts.
         bound = min(MAX_BODY_BYTES, self._bus.max_message - ENVELOPE_BYTES)
         refused = self._refuse_head(request, source, rules, bound)
-        if refused is not None:
-            return self._answers.refuse(request, refused, "" if source is None else source.name)
-        return bound
+        if refused is None:
+            return bound
+        response = self._answers.refuse(request, refused, "" if source is None else source.name)
+        # Over a proxy's connection many clients come, and probes.
+        response.rest = refused.rest and request.client_ip == request.peer != ""
+        return response
 
     def _refuse_head(self, request: Request, source: Source | None, rules: Rules, bound: int) -> Refused | None:
         """The first refusal that the head alone decides, in the published order."""
@@ -78,6 +87,8 @@ class WebhookResource:
         refused = self._health.refuse_webhook(self._bus.state)
         if refused is not None:
             return self._explain(refused)
+        if self._turns.refuses():
+            return OVERLOAD
         refused = self._refuse_address(request, rules)
         if refused is not None:
             return refused
@@ -89,22 +100,26 @@ class WebhookResource:
         return refuse_media_type(request)
 
     def _explain(self, refused: Refused) -> Refused:
-        """For the log only: when the bus last did what it is for."""
+        """For the log only: when the bus last did what it is for. While it is down, many are told the same."""
         if refused.code != "GW-005":
             return refused
         last = self._bus.last_success
-        return replace(refused, logged={**refused.logged, "last_success": None if last is None else format_wall(last)})
+        if self._down is None or self._down[0] != (last, refused.details):
+            shown = {**refused.logged, "last_success": None if last is None else format_wall(last)}
+            self._down = (last, refused.details), replace(refused, logged=shown)
+        return self._down[1]
 
     def _refuse_address(self, request: Request, rules: Rules) -> Refused | None:
         if contains(rules.exempt, request.client_ip):
             return None
         limited = self._buckets.take(request.client_ip, rules.address_limit, Monotonic(self._clock.seconds()))
-        return None if limited is None else refuse_limited(limited, UNKNOWN_SOURCE)
+        if limited is None:
+            return None
+        return refuse_limited(limited, UNKNOWN_SOURCE, rest=limited.rate > FLOOD * limited.limit)
 
     def answer(self, request: Request) -> Response | Deferred[Response]:
         """See ILeaf."""
-        source = self._rules().paths.get(request.path)
-        return Running(self._pipeline.accept(request, source))
+        return self._turns.run(request, self._rules().paths.get(request.path))
 
 
 def make_within(clock: IReactorTime) -> Within:
