@@ -17,6 +17,7 @@ from gatewayd.bus.publication import BusState, Message, Unpublished
 from gatewayd.times import Wall
 from tests.fakes.counts import Counts
 from tests.servers import NatsServer
+from tests.simulation.serving import ModelServer
 
 STREAM = "trading-events"
 
@@ -94,7 +95,11 @@ async def stored_ids(bus: NatsBus) -> list[str]:
 
 @asynccontextmanager
 async def connected_bus(
-    *servers: NatsServer | str, counts: Counts | None = None, wait: bool = True, alone: bool = True, **settings: Any
+    *servers: NatsServer | ModelServer | str,
+    counts: Counts | None = None,
+    wait: bool = True,
+    alone: bool = True,
+    **settings: Any,
 ) -> AsyncIterator[NatsBus]:
     """
     A started NatsBus, stopped at the end; with `wait` it is connected.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.servers import free_port
+from tests.sockets import Passed
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,13 +26,23 @@ class Gateway:
     One gatewayd process after another with one environment and one state directory.
 
     `settings` are environment variables on top of a bare environment; `prefix` is put before the command (taskset, for
-    one). `port` is kept through every start.
+    one). `port` is kept through every start. `passed` are sockets that it is started with, as by systemd; `port` is
+    then that of the first.
     """
 
-    def __init__(self, root: Path, settings: Mapping[str, str], *, prefix: Sequence[str] = (), port: int = 0) -> None:
+    def __init__(
+        self,
+        root: Path,
+        settings: Mapping[str, str],
+        *,
+        prefix: Sequence[str] = (),
+        port: int = 0,
+        passed: Passed | None = None,
+    ) -> None:
         self.root = root
         self.port = port or free_port()
         self.prefix = list(prefix)
+        self.passed = passed
         self.state = root / "state"
         self.log_path = root / "gatewayd.log"
         self.settings = dict(settings)
@@ -66,7 +77,7 @@ class Gateway:
         began = time.monotonic()
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command(), env=self.environment(), cwd=self.root, stdout=log, stderr=log, start_new_session=True
+                **self._spawned(), cwd=self.root, stdout=log, stderr=log, start_new_session=True
             )
         while wait and time.monotonic() - began < timeout_s:
             if self.process.poll() is not None:
@@ -80,6 +91,11 @@ class Gateway:
         if wait:
             raise RuntimeError(f"gatewayd did not answer {wait} in {timeout_s} s:\n{self.log_text()[-4000:]}")
         return time.monotonic() - began
+
+    def _spawned(self) -> dict[str, Any]:
+        if self.passed is not None:
+            return self.passed.spawned(self.command(), self.environment())
+        return {"args": self.command(), "env": self.environment()}
 
     @property
     def pid(self) -> int:

@@ -1,9 +1,11 @@
 """
-The contract of IEventBus, run against nats-server and against the double.
+The contract of IEventBus, run against nats-server, against the model of one, and against the double.
 
-A bench makes its bus do what the world does: freeze, be away, lose a message, be full.
+A bench makes its bus do what the world does: freeze, be away, lose a message, be full. What only a server can do, real
+or model, stands at the end.
 """
 
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -18,9 +20,21 @@ from zope.interface.verify import verifyObject
 from gatewayd.bus.nats import NatsBus
 from gatewayd.bus.publication import Ack, BusState, Cause, Message, Published, Stored, Unpublished
 from gatewayd.interfaces import IEventBus
-from tests.buses import STREAM, call, connected_bus, create_stream, message, pair, reactor_clock, stored_ids, until
+from tests.buses import (
+    STREAM,
+    call,
+    connected_bus,
+    create_stream,
+    message,
+    pair,
+    pause,
+    reactor_clock,
+    stored_ids,
+    until,
+)
 from tests.fakes.bus import DoubleBus
 from tests.servers import NatsServer
+from tests.simulation.serving import ModelServer
 
 DEADLINE_S = 2.5
 LIMIT = 5
@@ -51,7 +65,7 @@ class Bench:
 
 
 class ServerBench(Bench):
-    def __init__(self, bus: NatsBus, server: NatsServer) -> None:
+    def __init__(self, bus: NatsBus, server: NatsServer | ModelServer) -> None:
         self.bus = bus
         self.server = server
 
@@ -112,6 +126,17 @@ async def on_server(root: Path) -> AsyncIterator[Bench]:
 
 
 @asynccontextmanager
+async def on_model(_: Path) -> AsyncIterator[Bench]:
+    server = ModelServer(reactor_clock()).start()
+    try:
+        async with connected_bus(server, pending_limit=LIMIT) as bus:
+            await create_stream(bus, max_msgs=200)
+            yield ServerBench(bus, server)
+    finally:
+        server.close()
+
+
+@asynccontextmanager
 async def on_double(_: Path) -> AsyncIterator[Bench]:
     yield DoubleBench()
 
@@ -119,7 +144,7 @@ async def on_double(_: Path) -> AsyncIterator[Bench]:
 Open: TypeAlias = Callable[[], AbstractAsyncContextManager[Bench]]
 
 
-@pytest.fixture(params=[on_server, on_double], ids=["nats", "double"])
+@pytest.fixture(params=[on_server, on_model, on_double], ids=["nats", "model", "double"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     """Opens the bench of one implementation."""
     return lambda: request.param(tmp_path)
@@ -290,3 +315,146 @@ async def test_a_full_stream(opened: Open) -> None:
         assert await cause_of(bench.bus.publish(pair("new"))) is Cause.STREAM_FULL
         assert await bench.bus.publish([message("0:raw")]) == Published((Ack(1, True),))
         assert len(await bench.ids()) == 200
+
+
+# What only a server can do, real or model.
+
+
+@pytest.fixture(params=[on_server, on_model], ids=["nats", "model"])
+def served(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
+    """Opens the bench of a server, real or model."""
+    return lambda: request.param(tmp_path)
+
+
+async def publish_raw(bus: NatsBus, subject: str, body: bytes, *headers: str) -> dict[str, Any]:
+    """One message with these header lines; the members of JetStream's answer."""
+    head = ("NATS/1.0\r\n" + "".join(f"{line}\r\n" for line in headers) + "\r\n").encode()
+    inbox: list[Any] = []
+    ear = await bus._loop.from_asyncio(bus._client.listen(inbox.append))  # type: ignore[union-attr]
+    size = f"{len(head)} {len(head) + len(body)}"
+    bus._client.write(f"HPUB {subject} {ear.inbox} {size}\r\n".encode() + head + body + b"\r\n")  # type: ignore[union-attr]
+    await until(lambda: inbox)
+    await bus._loop.from_asyncio(ear.close())
+    read: dict[str, Any] = json.loads(inbox[0].data)
+    return read
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_answers_to_publications(served: Open) -> None:
+    """Another stream and another last sequence are refused, duplicate or not; else a known id is a duplicate."""
+    async with served() as bench:
+        first = await publish_raw(bench.bus, "signals.raw", b"one", "Nats-Msg-Id: a")
+        assert first == {"stream": STREAM, "seq": 1}
+        again = await publish_raw(bench.bus, "signals.other", b"two", "Nats-Msg-Id: a")
+        assert again == {"stream": STREAM, "seq": 1, "duplicate": True}
+        wrong = "Nats-Expected-Last-Subject-Sequence: 7"
+        known = await publish_raw(bench.bus, "signals.raw", b"one", "Nats-Msg-Id: a", wrong)
+        assert known["error"]["err_code"] == 10071
+        refused = await publish_raw(bench.bus, "signals.raw", b"two", "Nats-Msg-Id: b", wrong)
+        assert refused["error"]["err_code"] == 10071
+        fits = "Nats-Expected-Last-Subject-Sequence: 1"
+        assert (await publish_raw(bench.bus, "signals.raw", b"two", "Nats-Msg-Id: b", fits))["seq"] == 2
+        none = "Nats-Expected-Last-Subject-Sequence: 0"
+        assert (await publish_raw(bench.bus, "dlq.replayed.1", b"", none))["seq"] == 3
+        assert (await publish_raw(bench.bus, "dlq.replayed.1", b"", none))["error"]["err_code"] == 10071
+        other = await publish_raw(bench.bus, "signals.raw", b"", "Nats-Expected-Stream: another", "Nats-Msg-Id: a")
+        assert other["error"]["err_code"] == 10060
+        assert await bench.ids() == ["a", "b", ""]
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_id_is_forgotten_after_the_window(served: Open) -> None:
+    """Inside the window a duplicate, afterwards a message like any other."""
+    async with served() as bench:
+        await update(bench.bus, duplicate_window=10**9)
+        assert await bench.bus.publish([message("a")]) == Published((Ack(1, False),))
+        assert await bench.bus.publish([message("a")]) == Published((Ack(1, True),))
+        await pause(1.6)
+        assert await bench.bus.publish([message("a")]) == Published((Ack(2, False),))
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_direct_get_does_not_have(served: Open) -> None:
+    """404 for a sequence that never was or is deleted; the leader says 10037; without a stream nobody answers."""
+    async with served() as bench:
+        await bench.bus.publish(pair("1"))
+        await bench.delete(1)
+        for sequence in (1, 99):
+            ask = json.dumps({"seq": sequence}).encode()
+            assert (await bench.bus.ask(f"$JS.API.DIRECT.GET.{STREAM}", ask, 2.0)).status == 404
+            leader = await bench.bus.ask(f"$JS.API.STREAM.MSG.GET.{STREAM}", ask, 2.0)
+            assert json.loads(leader.body)["error"]["err_code"] == 10037
+        last = await bench.bus.ask(f"$JS.API.DIRECT.GET.{STREAM}", b'{"last_by_subj":"signals.normalized"}', 2.0)
+        assert (last.headers["Nats-Sequence"], last.headers["Nats-Msg-Id"]) == ("2", "1:norm")
+        await call(bench.bus, f"$JS.API.STREAM.DELETE.{STREAM}", {})
+        assert (await bench.bus.ask(f"$JS.API.DIRECT.GET.{STREAM}", b'{"seq":2}', 2.0)).status == 503
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_purge_forgets_messages_and_a_restart_their_ids(served: Open) -> None:
+    """Purged: no message, the sequence goes on, ids are known; after a restart they are not, those of messages are."""
+    async with served() as bench:
+        await bench.bus.publish(pair("1"))
+        purged = await call(bench.bus, f"$JS.API.STREAM.PURGE.{STREAM}", {})
+        assert purged["purged"] == 2
+        info = await call(bench.bus, f"$JS.API.STREAM.INFO.{STREAM}", {})
+        state = info["state"]
+        assert (state["messages"], state["bytes"], state["first_seq"], state["last_seq"]) == (0, 0, 3, 2)
+        assert await bench.bus.publish(pair("1")) == Published((Ack(1, True), Ack(2, True)))
+        assert await bench.bus.publish([message("2")]) == Published((Ack(3, False),))
+        await bench.leave()
+        await bench.come_back()
+        assert await bench.bus.publish([message("2")]) == Published((Ack(3, True),))
+        assert await bench.bus.publish(pair("1")) == Published((Ack(4, False), Ack(5, False)))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stream_that_drops_its_oldest(served: Open) -> None:
+    """discard old: the limit holds, the oldest go, what was dropped is still a duplicate."""
+    async with served() as bench:
+        await update(bench.bus, discard="old", max_msgs=3)
+        for i in range(5):
+            await bench.bus.publish([message(str(i))])
+        assert await bench.ids() == ["2", "3", "4"]
+        assert await bench.bus.publish([message("0")]) == Published((Ack(1, True),))
+        state = (await call(bench.bus, f"$JS.API.STREAM.INFO.{STREAM}", {}))["state"]
+        assert (state["first_seq"], state["last_seq"], state["messages"]) == (3, 5, 3)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stream_full_of_bytes(served: Open) -> None:
+    """max_bytes counts what a message takes in the file: the same number of messages fits, the next is refused."""
+    async with served() as bench:
+        await update(bench.bus, max_msgs=-1, max_bytes=20_000)
+        fitted = 0
+        while isinstance(await bench.bus.publish([message(f"{fitted:04}", body=b"x" * 300)]), Published):
+            fitted += 1
+        state = (await call(bench.bus, f"$JS.API.STREAM.INFO.{STREAM}", {}))["state"]
+        assert (fitted, state["bytes"]) == (48, 48 * 414)
+
+
+@pytest_twisted.ensureDeferred
+async def test_reading_back(served: Open) -> None:
+    """By sequence, by time and by subject, in slices; what comes meanwhile is left for the next time."""
+    async with served() as bench:
+        for i in range(20):
+            await bench.bus.publish(pair(str(i)))
+        seen: list[tuple[int, str]] = []
+
+        def see(_: str, headers: Any, sequence: int, __: float) -> None:
+            seen.append((sequence, headers["Nats-Msg-Id"]))
+
+        read = await bench.bus.tail("signals.normalized", see, from_sequence=36)
+        assert not isinstance(read, Unpublished)
+        assert (read.count, read.last_sequence) == (3, 40)
+        assert seen == [(36, "17:norm"), (38, "18:norm"), (40, "19:norm")]
+        seen.clear()
+        read = await bench.bus.tail(">", see, back_s=600.0)
+        assert not isinstance(read, Unpublished)
+        assert (read.count, [sequence for sequence, _ in seen]) == (40, list(range(1, 41)))
+
+
+async def update(bus: NatsBus, **members: object) -> None:
+    """Change the stream's configuration."""
+    info = await call(bus, f"$JS.API.STREAM.INFO.{STREAM}", {})
+    await call(bus, f"$JS.API.STREAM.UPDATE.{STREAM}", {**info["config"], **members})

@@ -17,7 +17,7 @@ import msgspec
 
 from tests.ledger.client import Line
 from tests.ledger.plan import BROKEN, Kind, Step, Webhook
-from tests.ledger.report import Counted, Fault, Report
+from tests.ledger.report import FROZEN, GATEWAY, NATS, Counted, Fault, Report
 from tests.streams import Read
 
 LATE_MS: Final = 2500.0
@@ -127,17 +127,25 @@ class _Check:
             self.report.note("other_5xx", shown)
         if line.odd:
             self.report.note("odd_answer", f"{line.odd}: {shown}")
-        if line.latency_ms > LATE_MS:
+        if line.latency_ms - 1000 * self._absent_s(line) > LATE_MS:
             self.report.note("late", shown)
         if line.status == 0 and not self._explained(line):
             self.report.note("cut", shown)
 
     def _explained(self, line: Line) -> bool:
         """True when the gateway was killed while this attempt was under way, or before and was not back yet."""
+        return self._met(line, GATEWAY, FROZEN)
+
+    def _met(self, line: Line, *names: str) -> bool:
+        """True when one of these faults was made while this attempt was under way."""
         return any(
-            fault.name == "gatewayd" and line.sent_at <= fault.open_at and line.ended_at >= fault.at
-            for fault in self.faults
+            fault.name in names and line.sent_at <= fault.open_at and line.ended_at >= fault.at for fault in self.faults
         )
+
+    def _absent_s(self, line: Line) -> float:
+        """How long of this attempt gatewayd was frozen, or not there: an inherited socket keeps connections waiting."""
+        absent = [fault for fault in self.faults if fault.name in (GATEWAY, FROZEN)]
+        return sum(max(0.0, min(line.ended_at, one.open_at) - max(line.sent_at, one.at)) for one in absent)
 
     # Each event against the stream.
 
@@ -227,11 +235,12 @@ class _Check:
 
     def judge_stubborn(self, _: Step, __: Webhook, attempts: Sequence[Line]) -> bool:
         """
-        The identical request until it is answered: 202; after a restart of gatewayd in between also the refusal of its
-        nonce that says that the event is stored.
+        The identical request until it is answered: 202; after a restart of gatewayd in between, or an attempt whose
+        answer did not arrive, also the refusal of its nonce that says that the event is stored.
         """
         final = attempts[-1]
-        return final.status == 202 or (_says_stored(final) and attempts[0].life < final.life)
+        unknown = attempts[0].life < final.life or any(line.status == 0 for line in attempts[:-1])
+        return final.status == 202 or (_says_stored(final) and unknown)
 
     def judge_duplicate(self, step: Step, _: Webhook, attempts: Sequence[Line]) -> bool:
         """An accepted event again: 202, duplicate, with the first corr_id."""
@@ -324,7 +333,7 @@ class _Check:
         for kind, stored in (("letter", list(letters)), ("raw", [raw.message for raw in raws])):
             wanted = kind == "letter" or refusal.kept_raw
             if wanted and answers and not stored:
-                if all(self._in_outage(line) for line in answers):
+                if all(self._met(line, NATS) for line in answers):
                     self.lost[kind].append(answers[-1])
                 else:
                     self.report.note("letter_missing", f"{shown}: no {kind}, {_show(answers[0])}")
@@ -340,13 +349,6 @@ class _Check:
             self.report.note("letter_unexpected", f"{shown}: rejected raw at {raws[0].message.sequence}")
         if raws and letters and raws[0].message.sequence < letters[0].sequence:
             self.report.note("unordered", f"{shown}: rejected raw before its dead letter")
-
-    def _in_outage(self, line: Line) -> bool:
-        """True when NATS was killed while this attempt was under way, or before and was not back yet."""
-        return any(
-            fault.name == "nats-server" and line.sent_at <= fault.open_at and line.ended_at >= fault.at
-            for fault in self.faults
-        )
 
     # Figures.
 
@@ -367,9 +369,13 @@ class _Check:
             figures["p99 ms"] = latencies[min(len(latencies) - 1, len(latencies) * 99 // 100)]
             figures["max ms"] = latencies[-1]
         for fault in self.faults:
-            answered = [line.ended_at for line in self.lines if line.status == 202 and line.ended_at >= fault.open_at]
-            figures[f"{fault.name} down s"] = round(fault.open_at - fault.at, 3)
-            figures[f"{fault.name} 202 s"] = round(min(answered) - fault.open_at, 3) if answered else float("inf")
+            after = [line for line in self.lines if line.ended_at >= fault.open_at]
+            back_at = min((line.ended_at for line in after if line.status == 202), default=float("inf"))
+            figured = {"down s": fault.open_at - fault.at}
+            if after and not any(other.open_at > fault.open_at and other.at <= back_at for other in self.faults):
+                figured["202 s"] = back_at - fault.open_at
+            for name, value in figured.items():
+                figures[f"{fault.name} {name}"] = max(round(value, 3), figures.get(f"{fault.name} {name}", 0.0))
 
 
 _Judge = Callable[[_Check, Step, Webhook, Sequence[Line]], bool]

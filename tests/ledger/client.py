@@ -11,13 +11,14 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from random import Random
 from typing import IO, Final
 
 import msgspec
 
-from tests.clients import raw_request, stamped
+from tests.clients import SECRET, raw_request, stamped
 from tests.ledger.plan import Kind, Step, Webhook
 
 ANSWER_TIMEOUT_S: Final = 6.0
@@ -26,6 +27,7 @@ ANSWER_TIMEOUT_S: Final = 6.0
 MAX_WAIT_S: Final = 2.0
 """A Retry-After above this is cut, so that a run stays bounded."""
 
+_EAGER_WAIT_S: Final = 0.03
 _STALE_S: Final = 400.0
 
 
@@ -112,10 +114,15 @@ class _Cut(Exception):
 
 
 class _Connection:
-    """One keep-alive connection, opened again when it is gone."""
+    """
+    One keep-alive connection, opened again when it is gone; `eager` does not sit out a Retry-After. `life` is the
+    process that it went to: with a socket that outlives processes that is known from its answers only.
+    """
 
-    def __init__(self, port: int, life: Callable[[], int]) -> None:
+    def __init__(self, port: int, life: Callable[[int], int], *, eager: bool, inherited: bool) -> None:
         self.life = 0
+        self.eager = eager
+        self._inherited = inherited
         self._port = port
         self._current_life = life
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
@@ -131,6 +138,7 @@ class _Connection:
                 return await self._exchange(request)
         except TimeoutError:
             self.close()
+            self._answered()  # whoever listens now may have read it, or reads it still
             raise _Cut("timeout") from None
         except (OSError, asyncio.IncompleteReadError):
             self.close()
@@ -140,9 +148,9 @@ class _Connection:
         try:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         except ConnectionRefusedError:
-            self.life = self._current_life()
+            self.life = self._current_life(self._port)
             raise _Cut("refused") from None
-        self.life = self._current_life()
+        self.life = self._current_life(self._port)
 
     async def _exchange(self, request: bytes) -> _Answer:
         assert self._streams is not None
@@ -152,9 +160,14 @@ class _Connection:
         first, *lines = head[:-4].decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         body = await reader.readexactly(int(headers["content-length"]))
+        self._answered()
         if headers.get("connection") == "close":
             self.close()
         return _Answer(int(first.split(" ", 2)[1]), headers, body)
+
+    def _answered(self) -> None:
+        if self._inherited:
+            self.life = self._current_life(self._port)
 
     def close(self) -> None:
         """Close it; ask() opens another."""
@@ -165,51 +178,75 @@ class _Connection:
 
 class Client:
     """
-    Runs a plan over `connections` keep-alive connections; `life` says which gatewayd process is running.
+    Runs a plan over `connections` keep-alive connections to the ports in turn; `life` says which gatewayd process
+    listens on a port.
 
-    `on_progress` is called with the number of steps that are over, in the client's thread, after each of them.
+    The first `eager` connections ask again soon whatever Retry-After says, to see when there is an answer again.
+    `pace_rps` bounds the steps begun in a second (0: as fast as they are answered), `secret` is what is signed with
+    now. `on_progress` is called with the number of steps that are over, in the client's thread, after each of them.
+    While `paused` is set no attempt is begun; `busy` are under way.
     """
 
     def __init__(
         self,
-        port: int,
+        ports: Sequence[int],
         plan: Sequence[Step],
         ledger: Ledger,
         *,
         connections: int,
         deadline_s: float,
         seed: int,
-        life: Callable[[], int],
+        life: Callable[[int], int],
         on_progress: Callable[[int], None],
+        eager: int = 0,
+        pace_rps: float = 0.0,
+        inherited: bool = False,
+        secret: Callable[[], bytes] = lambda: SECRET,
     ) -> None:
+        self.paused = False
+        self.busy = 0
         self._plan = plan
         self._ledger = ledger
         self._connections = connections
         self._deadline_s = deadline_s
         self._random = Random(seed)
         self._on_progress = on_progress
-        self._open: Callable[[], _Connection] = lambda: _Connection(port, life)
+        self._ports = cycle(ports)
+        self._life = life
+        self._eager = eager
+        self._inherited = inherited
+        self._pace_s = 1 / pace_rps if pace_rps else 0.0
+        self._secret = secret
         self._spare: list[_Connection] = []
         self._over: dict[int, asyncio.Future[None]] = {}
         self._accepted: dict[int, bytes] = {}  # by step: the request that was answered 202
         self._done = 0
-        self._ends_at = 0.0
+        self._begun = 0
+        self._began_at = self._ends_at = 0.0
 
     async def run(self) -> None:
         """Send everything; returns when each step is answered, or at the deadline."""
         loop = asyncio.get_running_loop()
-        self._ends_at = time.monotonic() + self._deadline_s
+        self._began_at = time.monotonic()
+        self._ends_at = self._began_at + self._deadline_s
         self._over = {step.id: loop.create_future() for step in self._plan}
         steps = iter(self._plan)
-        await asyncio.gather(*[self._work(steps) for _ in range(self._connections)])
+        await asyncio.gather(*[self._work(steps, number < self._eager) for number in range(self._connections)])
         for connection in self._spare:
             connection.close()
 
-    async def _work(self, steps: Iterator[Step]) -> None:
-        connection = self._open()
+    def _open(self, eager: bool = False) -> _Connection:
+        return _Connection(next(self._ports), self._life, eager=eager, inherited=self._inherited)
+
+    async def _work(self, steps: Iterator[Step], eager: bool) -> None:
+        connection = self._open(eager)
         for step in steps:
             if step.base is not None:
                 await self._over[step.base]
+            early_s = self._began_at + self._begun * self._pace_s - time.monotonic()
+            self._begun += 1
+            if early_s > 0:
+                await asyncio.sleep(early_s)
             if time.monotonic() < self._ends_at:
                 await self._take(connection, step)
             self._done += 1
@@ -232,17 +269,24 @@ class Client:
         self, connection: _Connection, step: Step, copy: int, webhook: Webhook, first: tuple[bytes, str] | None = None
     ) -> None:
         """One webhook, attempt after attempt; `first` is the first one's request where it is made already."""
-        request, nonce = first or self._make(step, webhook)
+        made = first
         for attempt in range(1_000_000):
+            while self.paused:  # noqa: ASYNC110 - it is set in another thread
+                await asyncio.sleep(0.005)
+            request, nonce = made = made or self._make(step, webhook)
+            self.busy += 1
             line = await self._attempt(connection, step, copy, attempt, webhook, request, nonce)
+            self.busy -= 1
             if line.status == 202 and step.kind is Kind.VALID:
                 self._accepted[step.id] = request
             if line.status not in (0, 429, 503) or time.monotonic() > self._ends_at:
                 return
             wait_s = min(line.retry_after, MAX_WAIT_S) * (1 + 0.1 * self._random.random())
+            if connection.eager:
+                wait_s = _EAGER_WAIT_S
             await asyncio.sleep(wait_s if line.status else 0.02 + 0.05 * self._random.random())
             if step.kind not in (Kind.REPLAY, Kind.STUBBORN):
-                request, nonce = self._make(step, webhook)
+                made = None
 
     def _make(self, step: Step, webhook: Webhook) -> tuple[bytes, str]:
         """The bytes of one attempt, and its nonce."""
@@ -253,7 +297,8 @@ class Client:
                 return accepted, "of " + str(step.base)
         nonce = f"{self._random.getrandbits(96):024x}"
         at = time.time() - (_STALE_S if step.fault == "stale_time" else 0.0)
-        headers = stamped(webhook.body, at, scheme=webhook.scheme, key=webhook.key, nonce=nonce)
+        secret = self._secret()
+        headers = stamped(webhook.body, at, scheme=webhook.scheme, secret=secret, key=webhook.key, nonce=nonce)
         if step.fault == "bad_signature":
             scheme, _, digest = headers["X-Signature"].partition("=")
             headers["X-Signature"] = f"{scheme}={digest[::-1]}"

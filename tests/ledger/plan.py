@@ -5,8 +5,8 @@ Decides bodies, keys, schemes and the order of the steps. Never sends anything a
 and the checker do. One seed, one count and one time make the same plan again.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
 from enum import Enum
 from functools import cached_property
@@ -257,6 +257,12 @@ def make_plan(count: int, seed: int, began: float) -> list[Step]:
         else:
             _add_event(plan, bodies, random, bodies.webhook(scheme, key))
     return list(plan.steps())
+
+
+def only(steps: Sequence[Step], kinds: frozenset[Kind]) -> list[Step]:
+    """The steps of these kinds that follow no other, in their order and numbered anew."""
+    kept = [step for step in steps if step.kind in kinds and step.base is None]
+    return [replace(step, id=place) for place, step in enumerate(kept)]
 
 
 def _add_event(plan: _Plan, bodies: _Bodies, random: Random, event: Webhook) -> None:

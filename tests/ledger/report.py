@@ -4,9 +4,13 @@ What a reconciliation may find, and what it is told beside the ledger and the st
 Decides the names of violations and how a report looks. Never compares anything: the checker does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
+
+NATS: Final = "nats-server"
+GATEWAY: Final = "gatewayd"
+FROZEN: Final = "frozen gatewayd"
 
 VIOLATIONS: Final[Mapping[str, str]] = {
     "lost": "answered 202, and not in the stream",
@@ -35,7 +39,10 @@ VIOLATIONS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True)
 class Fault:
-    """A kill: wall times of it, and of when the port of what was killed was open again."""
+    """
+    Something that was done to NATS (or to the way there), or to GATEWAY: killed, or FROZEN, which makes it late too.
+    Wall times of when it began, and of when it was over (of a kill: when the port was open again).
+    """
 
     name: str
     at: float
@@ -79,3 +86,70 @@ class Report:
         rows.append("")
         rows += [f"{name:<24}{value:>12.10g}" for name, value in self.figures.items()]
         return "\n".join(rows)
+
+
+@dataclass
+class Result:
+    """
+    What came of one fault. Times in seconds and milliseconds, None where there is nothing to measure: to the first
+    refusal, of refusals while NATS is known to be down, from the fault's end to the next 202. `missed` are the promises
+    that were not kept, in words; `not_run` is why it could not be tried.
+    """
+
+    name: str
+    says: str = ""
+    requests: int = 0
+    accepted: int = 0
+    refused: int = 0
+    first_refusal_s: float | None = None
+    refuse_p50_ms: float | None = None
+    refuse_p99_ms: float | None = None
+    recover_s: float | None = None
+    lost: int = 0
+    doubled: int = 0
+    half: int = 0
+    late: int = 0
+    health_p99_ms: float | None = None
+    missed: list[str] = field(default_factory=list)
+    not_run: str = ""
+
+    def cells(self) -> list[str]:
+        """Its row of the table."""
+        measured = (self.first_refusal_s, self.refuse_p50_ms, self.refuse_p99_ms, self.recover_s)
+        counted = (self.lost, self.doubled, self.half, self.late)
+        return [
+            self.name,
+            *map(str, (self.requests, self.accepted, self.refused)),
+            *map(_shown, measured),
+            *map(str, counted),
+            _shown(self.health_p99_ms),
+            f"not run: {self.not_run}" if self.not_run else str(len(self.missed)),
+        ]
+
+
+_HEAD: Final = (
+    "fault | requests | 202 | 503 | first refusal s | refuse p50 ms | p99 ms | recover s "
+    "| lost | doubled | half | late | healthz p99 ms | missed"
+)
+
+
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """The value that this share of them does not exceed; None of none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else None
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """The table of all faults, with a sum, and below it every promise that was not kept."""
+    total = Result("**all**")
+    for name in ("requests", "accepted", "refused", "lost", "doubled", "half", "late"):
+        setattr(total, name, sum(getattr(one, name) for one in results))
+    total.missed = [text for one in results for text in one.missed]
+    rows = [f"| {_HEAD} |", "|" + " --- |" * len(_HEAD.split("|"))]
+    rows += [f"| {' | '.join(one.cells())} |" for one in (*results, total)]
+    rows += [f"\n{one.name}: {text}" for one in results for text in one.missed]
+    return "\n".join(rows)

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from tests.ledger.client import Ledger, read_ledger
-from tests.ledger.plan import BROKEN, Kind, make_plan
-from tests.ledger.report import VIOLATIONS, Fault
+from tests.ledger.plan import BROKEN, Kind, make_plan, only
+from tests.ledger.report import FROZEN, GATEWAY, NATS, VIOLATIONS, Fault, Result, markdown, percentile
 from tests.ledger.world import BEGAN, World, digest
 
 PLAN = make_plan(600, 7, BEGAN)
@@ -305,6 +305,33 @@ class TestChecker:
         world.faults = [Fault("nats-server", cut_at + 0.001, cut_at + 0.2)]
         assert world.check().found["cut"]
 
+    def test_a_freeze_explains_lateness(self) -> None:
+        """What was late only because gatewayd was frozen, or not there, is not late; anything beyond is."""
+        world = World(PLAN).run()
+        line = world.change(10, latency_ms=4000.0)
+        assert world.check().found["late"]
+        for name in (FROZEN, GATEWAY):
+            world.faults = [Fault(name, line.sent_at + 1.0, line.sent_at + 3.0)]
+            assert world.check().violations == 0, world.check().table()
+        world.faults = [Fault(FROZEN, line.sent_at + 1.0, line.sent_at + 2.0)]
+        assert world.check().found["late"]
+        world.faults = [Fault(NATS, line.sent_at + 1.0, line.sent_at + 3.0)]
+        assert world.check().found["late"]
+
+    def test_the_time_to_come_back(self) -> None:
+        """It is that of the slowest fault, and of none that another one outlasted before anything was accepted."""
+        world = World(PLAN).run()
+        accepted = [line.ended_at for line in world.lines if line.status == 202]
+        late = max(range(1, len(accepted)), key=lambda place: accepted[place] - accepted[place - 1])
+        gap_s = accepted[late] - accepted[late - 1]
+        world.faults = [
+            Fault(NATS, accepted[5] - 0.5, accepted[5]),
+            Fault(NATS, accepted[late - 1], accepted[late - 1] + 0.001),
+        ]
+        assert world.check().figures[f"{NATS} 202 s"] == pytest.approx(gap_s, abs=0.01)
+        world.faults.append(Fault(GATEWAY, accepted[late - 1] + 0.5, accepted[late] + 1000.0))
+        assert world.check().figures[f"{NATS} 202 s"] < gap_s
+
     def test_an_outage_explains_a_lost_letter(self) -> None:
         """A dead letter may be lost while NATS is away, and at no other time."""
         world = World(PLAN).run()
@@ -369,6 +396,42 @@ class TestPlan:
     def test_every_fault(self) -> None:
         """A large plan has every kind of broken webhook."""
         assert {step.fault for step in make_plan(5000, 1, BEGAN)} == {"", *BROKEN}
+
+    def test_only_some_kinds(self) -> None:
+        """Those of the kinds that follow no other, in their order and numbered anew."""
+        kinds = frozenset({Kind.TWINS, Kind.BROKEN})
+        some = only(PLAN, kinds)
+        assert [step.webhooks for step in some] == [
+            step.webhooks for step in PLAN if step.kind in kinds and step.base is None
+        ]
+        assert [step.id for step in some] == list(range(len(some)))
+
+
+class TestResults:
+    """The table of faults."""
+
+    def test_percentiles(self) -> None:
+        """The value that the share does not exceed; none of nothing."""
+        assert percentile([], 0.5) is None
+        assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
+        assert percentile(range(100), 0.99) == 99
+        assert percentile([7.0], 0.99) == 7.0
+
+    def test_the_table(self) -> None:
+        """A row for each, a sum, and every promise that was not kept below it."""
+        results = [
+            Result("a", requests=5, accepted=3, lost=1, recover_s=0.25, missed=["lost: one"]),
+            Result("b", requests=7, accepted=7, not_run="no program"),
+        ]
+        text = markdown(results)
+        rows = [line for line in text.splitlines() if line.startswith("|")]
+        assert len({row.count("|") for row in rows}) == 1
+        assert "| a | 5 | 3 | 0 |" in rows[2]
+        assert "| 0.25 |" in rows[2]
+        assert rows[3].endswith("| not run: no program |")
+        assert rows[4].startswith("| **all** | 12 | 10 | 0 |")
+        assert rows[4].endswith("| 1 |")
+        assert text.endswith("a: lost: one")
 
 
 class TestLedger:

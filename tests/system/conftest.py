@@ -7,6 +7,7 @@ import pytest
 
 from tests.clients import SECRET
 from tests.gateway import Gateway
+from tests.installed import Installed
 from tests.servers import NatsServer
 
 
@@ -23,6 +24,12 @@ def make_gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
     yield make
     for gateway in made:
         gateway.close()
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """An image of a host, made once: nobody changes it."""
+    return Installed(tmp_path_factory.mktemp("installed"))
 
 
 @pytest.fixture

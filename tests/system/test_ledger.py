@@ -1,14 +1,15 @@
 """Every answer against the stream, while nats-server and gatewayd are killed."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import nats
 import pytest
 
+from tests.ledger.acts import kill_both
 from tests.ledger.report import Report
-from tests.ledger.run import Options, Run
+from tests.ledger.run import Options, Run, Strike
 from tests.streams import read_stream, run
 
 FULL = os.environ.get("GATEWAYD_TEST_FULL", "") not in ("", "0")
@@ -17,12 +18,12 @@ RECOVERED_WITHIN_S = 3.5  # what reconnecting and readiness may take, and the Re
 
 
 @pytest.fixture
-def make_run(tmp_path: Path) -> Iterator[Callable[[Options], Run]]:
+def make_run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     """Makes runs whose processes are ended."""
     made: list[Run] = []
 
-    def make(options: Options) -> Run:
-        made.append(Run(tmp_path, options))
+    def make(options: Options, strikes: Sequence[Strike] = ()) -> Run:
+        made.append(Run(tmp_path, options, strikes))
         return made[-1]
 
     yield make
@@ -46,9 +47,9 @@ async def _delete(url: str, sequence: int) -> None:
 class TestLedger:
     """Good, broken, repeated, replayed and conflicting webhooks over 32 connections."""
 
-    def test_kill_9_of_both(self, make_run: Callable[[Options], Run]) -> None:
+    def test_kill_9_of_both(self, make_run: Callable[..., Run]) -> None:
         """No accepted event is lost or doubled, none is half, and both come back within seconds."""
-        made = make_run(Options(COUNT, seed=1, faults=True, deadline_s=WITHIN_S))
+        made = make_run(Options(COUNT, seed=1, deadline_s=WITHIN_S), kill_both(1))
         made.send()
         report = made.reconcile()
         clean(report)
@@ -57,7 +58,7 @@ class TestLedger:
         for fault in made.faults:
             assert report.figures[f"{fault.name} 202 s"] < RECOVERED_WITHIN_S, report.table()
 
-    def test_the_checker_looks_at_the_real_stream(self, make_run: Callable[[Options], Run]) -> None:
+    def test_the_checker_looks_at_the_real_stream(self, make_run: Callable[..., Run]) -> None:
         """Without faults nothing is found, not even an attempt in vain; one message taken out of the stream is."""
         made = make_run(Options(300, seed=2, connections=8))
         made.send()

@@ -2,43 +2,32 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.gateway import ROOT
+from tests.installed import Installed
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def environment(installed: Installed) -> Path:
     """A new virtual environment with what the lock names and the wheel of this tree in it, and nothing else."""
-    root = tmp_path_factory.mktemp("package")
-    source = root / "source"
-    tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    for name in tracked.splitlines():
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    environment = root / "environment"
-    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-    pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-    locked = [*pip, "--require-hashes", "-r", str(source / "requirements.txt")]
-    for command in (locked, [*pip, "--no-deps", str(source)]):
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    return environment
+    return installed.program
 
 
 def run(environment: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run one of the environment's commands, away from the source tree."""
     kept = {"PATH": os.environ["PATH"], "HOME": str(environment)}
-    return subprocess.run(command, cwd=environment, env=kept, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [str(environment / "bin" / "python"), *command],
+        cwd=environment,
+        env=kept,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def test_twistd_finds_the_plugin(environment: Path) -> None:

@@ -256,9 +256,8 @@ class PlacesTest(SettingsCase):
         )
         self.assertIn("PORT is not used", loaded.notes[0])
         self.assertEqual(self.settings({**HOME, "HOST": "all"}).host, "")
-        self.assert_problem(
-            self.problems({**HOME, "GATEWAY_PUBLIC_HTTP_ADDR": "systemd:domain=INET:name=public"}), "not available"
-        )
+        inherited = self.settings({**HOME, "GATEWAY_PUBLIC_HTTP_ADDR": "systemd:domain=INET:name=public"})
+        self.assertEqual(inherited.gateway_public_http_addr, (Address(Kind.INHERITED, domain="INET", name="public"),))
 
 
 class NamesTest(SettingsCase):

@@ -136,15 +136,17 @@ class NamesTest(SynchronousTestCase):
     def test_settings(self) -> None:
         """Every setting that is named exists."""
         others = {"STATE_DIRECTORY", "NOTIFY_SOCKET", "PROMETHEUS_MULTIPROC_DIR", "CREDENTIALS_DIRECTORY"}
+        others |= {"WATCHDOG_USEC", "LISTEN_FDS", "PIP_ARGS"}
         known = {*SETTINGS, *(f"{name}_FILE" for name, row in SETTINGS.items() if row.filed), *others}
-        for page in ("README.md", "docs/guarantees.md", "docs/operations.md", "docs/schemas.md"):
+        pages = (f"docs/{name}.md" for name in ("guarantees", "operations", "schemas", "threat-model"))
+        for page in ("README.md", *pages):
             named = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)(?:=[^`]*)?`", read(page)))
             self.assertEqual({name for name in named - known if not name.startswith(SECRET_OF_SOURCE)}, set(), page)
 
     def test_commands(self) -> None:
         """Every command of gatewayctl that the README and docs/operations.md name is one, and has the options named."""
         commands = {" ".join(words): gatewayctl(*words, "--help").out for words in every_command()}
-        for page in ("README.md", "docs/operations.md", "docs/guarantees.md", "docs/codes.md"):
+        for page in ("README.md", "docs/operations.md", "docs/guarantees.md", "docs/codes.md", "docs/threat-model.md"):
             for line in re.findall(r"gatewayctl ([a-z][^`|#\n]*)", read(page)):
                 words = line.split()
                 name = next((known for known in (" ".join(words[:2]), words[0]) if known in commands), None)

@@ -87,6 +87,19 @@ class HealthTests(_World):
         self.health.phase = Phase.DRAINING
         assert self.code(BusState.CONNECTED) == "GW-018"
 
+    def test_drain(self) -> None:
+        """While nothing new can come the last requests are taken, and not ready all the same; else they are refused."""
+        self.health.phase = Phase.READY
+        self.health.drain(takes_last=True)
+        assert self.code(BusState.CONNECTED) == ""
+        assert self.code(BusState.DISCONNECTED) == "GW-005"
+        usable, members = self.health.ready(BusState.CONNECTED)
+        assert (usable, members["status"]) == (False, "draining")
+        self.health.drain(takes_last=False)
+        refused = self.health.refuse_webhook(BusState.CONNECTED)
+        assert refused is not None
+        assert (refused.code, refused.details) == ("GW-018", {"reason": "draining"})
+
     def test_alive(self) -> None:
         """ok is true exactly while webhooks are taken; the members of the runbook are there."""
         self.clock.advance(12.5)
@@ -114,3 +127,9 @@ class HealthTests(_World):
         assert ready
         assert members["status"] == "maintenance"
         assert members["warnings"] == ["something to do"]
+
+    def test_warnings_are_not_for_strangers(self) -> None:
+        """Who may not read the metrics learns how many warnings there are, and none of their texts."""
+        self.health.phase = Phase.READY
+        _, members = self.health.ready(BusState.CONNECTED, to_stranger=True)
+        assert members["warnings"] == ["1 in all, shown to METRICS_ALLOW_CIDRS only"]

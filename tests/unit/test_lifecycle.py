@@ -498,7 +498,17 @@ class NotifierTest(Case):
         self.assertEqual(ready, "READY=1\nSTATUS=202 on all READY=0 sources")
         self.assertEqual(status, "STATUS=fine")
         self.assertRegex(reloading, r"^RELOADING=1\nMONOTONIC_USEC=\d{6,}$")
-        self.assertEqual([alive, stopping], ["WATCHDOG=1", "STOPPING=1"])
+        self.assertEqual(alive, "WATCHDOG=1")
+        self.assertRegex(stopping, r"^STOPPING=1\nSTATUS=stopping")
+
+    def test_a_stop_is_the_last_word(self) -> None:
+        """A reload that ends while the process stops is not reported: systemd would call it running again."""
+        notifier = self.bound(f"@gatewayd-stop-{os.getpid()}")
+        notifier.stopping()
+        notifier.reloading()
+        notifier.ready("x")
+        notifier.watchdog()
+        self.assertEqual([text.partition("\n")[0] for text in self.told()], ["STOPPING=1", "WATCHDOG=1"])
 
     def test_an_abstract_socket(self) -> None:
         """An address that begins with @ is in the abstract namespace."""

@@ -37,6 +37,8 @@ SHOWN: Final = {
     "gateway_auth_total": ("source", "scheme", "key"),
     "gateway_dlq_total": ("code",),
     "gateway_dlq_lost_total": (),
+    "gateway_repairs_total": ("result",),
+    "gateway_orphans_total": (),
     "gateway_store_errors_total": ("kind",),
     "gateway_internal_errors_total": (),
     "gateway_late_acks_total": (),

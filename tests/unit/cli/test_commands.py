@@ -178,9 +178,9 @@ class TestImports(SynchronousTestCase):
         found: list[str] = json.loads(ended.stdout.rpartition("MODULES")[2])
         return set(found)
 
-    def test_no_command_imports_twisted_and_only_streams_import_nats(self) -> None:
+    def test_no_command_imports_twisted_and_only_those_of_the_stream_import_nats(self) -> None:
         """Neither Twisted nor, where it is not needed, nats-py is imported."""
-        needs_nats = {"stream", "consumer"}
+        needs_nats = {"stream", "consumer", "dlq", "trace"}
         for words in (
             ("--help",),
             ("explain",),
@@ -195,6 +195,10 @@ class TestImports(SynchronousTestCase):
             ("stream", "ensure"),
             ("stream", "tail"),
             ("consumer", "ensure"),
+            ("dlq", "list"),
+            ("dlq", "show", "1"),
+            ("dlq", "replay", "--all"),
+            ("trace", "req_1"),
         ):
             modules = self.modules_of(*words)
             self.assertNotIn("twisted", modules, words)

@@ -21,6 +21,7 @@ from gatewayd.ingress.events import Events
 from gatewayd.ingress.pipeline import Pipeline
 from gatewayd.ingress.resource import make_within
 from gatewayd.ingress.sources import make_rules
+from gatewayd.ingress.strict import DECIMAL_COMMA, EMPTY_BODY, NOT_UTF_8, TRAILING_COMMA, TRUNCATED
 from gatewayd.stores.memory import MemoryAdmission
 from gatewayd.times import Monotonic, Wall, format_wall
 from tests.clients import SECRET, generic_body, stamped, tradingview_body
@@ -398,6 +399,37 @@ class RefusalTests(World):
         assert (letter.subject, letter.body) == ("dlq.signals.raw", body)
         assert letter.headers["Corr-ID"] == answer.corr_id == "req_" + digest(b"tradingview", body).hex()[:20]
         assert self.counts.seen == [("dead_letter", "GW-013")]
+
+    def test_a_dead_letter_says_where_and_why(self) -> None:
+        """
+        Byte for byte what was received, with the line (by LF), the column (in characters) and the likely cause: behind
+        CR LF, behind characters of several bytes, at the very end, and where the text is no text.
+        """
+        for body, position, cause in (
+            (b'{\r\n "ticker": "EURUSD",\r\n}\r\n', "2,20", TRAILING_COMMA),
+            ('{"name": "\u65e5\u672c\U0001f600", "price": 1,5}'.encode(), "1,28", DECIMAL_COMMA),
+            (b'{"ticker": "EURUSD"\n', "2,1", TRUNCATED),
+            (b'{"ticker": "EURUSD"', "1,20", TRUNCATED),
+            (b"", "1,1", EMPTY_BODY),
+            ('{\n"n": "\u00e9'.encode() + b"\xff\x00}", "2,8", NOT_UTF_8),
+        ):
+            self.bus = DoubleBus()
+            self.begin()
+            assert members(self.send(body))["details"]["likely_cause"] == cause
+            (letter,) = self.bus.messages.values()
+            assert letter.body == body
+            assert letter.headers["Dlq-Position"] == position, body
+            assert json.loads(letter.headers["Dlq-Reasons"])[-1] == cause
+
+    def test_a_dead_letter_keeps_its_key(self) -> None:
+        """A signed key says which event a refused body would have been; an unsigned one is only kept."""
+        for scheme, identity in (("v1", "key"), ("sha256", None)):
+            self.bus = DoubleBus()
+            self.begin()
+            assert self.send(b"[1]", key="order-17", scheme=scheme).code == "GW-003"
+            (letter,) = self.bus.messages.values()
+            assert letter.headers["Idempotency-Key"] == "order-17"
+            assert letter.headers.get("Dlq-Identity") == identity
 
     def test_an_object_that_is_no_signal(self) -> None:
         """422 with one entry for each fault; kept as a dead letter, and raw, marked as rejected."""
