@@ -40,7 +40,7 @@ CLOSE_S: Final = 0.1
 FLUSH_S: Final = 2.0
 """How long a server may take to say that it has a subscription."""
 
-_UNTIL_CLOSED_S: Final = 86400.0
+_UNTIL_CLOSED_S: Final = 86400
 _LONGEST_PAUSE_S: Final = 1.0
 _FIRST_PAUSE_S: Final = 0.1
 _STEADY_S: Final = 1.0  # a connection that lived shorter counts as one more failed try, for the pause after it

@@ -114,7 +114,6 @@ def print_costs(seconds: float) -> None:
         "accepted": EXEMPT,
         "NATS down": EXEMPT,
         "maintenance": {**EXEMPT, "MAINTENANCE_MODE": "true"},
-        "over the address's limit": {"RATE_LIMIT_ADDRESS_RPS": "10"},
         "no source's signature": {**EXEMPT, "API_KEY_HMAC_SECRET": "another-secret-that-nobody-signs-with"},
     }
     accepted = 0.0

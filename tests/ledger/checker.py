@@ -333,7 +333,7 @@ class _Check:
         for kind, stored in (("letter", list(letters)), ("raw", [raw.message for raw in raws])):
             wanted = kind == "letter" or refusal.kept_raw
             if wanted and answers and not stored:
-                if all(self._met(line, NATS) for line in answers):
+                if all(self._met(line, NATS, FROZEN) for line in answers):
                     self.lost[kind].append(answers[-1])
                 else:
                     self.report.note("letter_missing", f"{shown}: no {kind}, {_show(answers[0])}")

@@ -41,7 +41,8 @@ class Row:
     `codes` are refusals that must have been seen; from `known_after_s` after its begin on a refusal comes at once.
     `nats` is what /healthz must have said meanwhile. `clean`: nothing is refused or cut at all. `same`: it is one
     process all along. `seconds` is what the sending takes in the short form, `answers_ms` bounds the p99 of all
-    answers. `prepare` makes settings from the run's directory; `after` says what is wrong with what is left.
+    answers, `recover_s` the time from the fault's end to the next 202. `prepare` makes settings from the run's
+    directory; `after` says what is wrong with what is left.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Row:
     gateways: int = 1
     connections: int = 16
     answers_ms: float | None = None
+    recover_s: float = RECOVER_S
     prefix: Sequence[str] = ()
     prepare: Callable[[Path], Mapping[str, str]] = lambda _: {}
     after: Callable[[Run], Sequence[str]] = lambda _: ()
@@ -297,7 +299,7 @@ def judge(row: Row, run: Run, report: Report, slack: float = 1.0) -> Result:
     result = measure(row, run, report, lines)
     missed = result.missed = [f"{name}: {text}" for name, texts in report.found.items() for text in texts[:5]]
     bounds = (
-        ("recover s", result.recover_s, RECOVER_S),
+        ("recover s", result.recover_s, row.recover_s),
         ("refuse p99 ms", result.refuse_p99_ms, KNOWN_DOWN_MS),
         ("healthz p99 ms", result.health_p99_ms, HEALTH_MS if row.same else None),
         ("answers p99 ms", report.figures.get("p99 ms"), row.answers_ms),
