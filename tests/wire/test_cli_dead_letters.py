@@ -76,7 +76,16 @@ def letter(body: bytes, source: str = "tradingview", code: str = "GW-003", **mor
 
 def bury(talk: Talk, body: bytes, *args: Any, **more: Any) -> int:
     """Store a dead letter; its sequence."""
+    before = last_sequence(talk)
     store(talk, letter(body, *args, **more).message(body))
+    deadline = time.monotonic() + 5.0  # the server has read it, and may not have stored it yet
+    while (number := last_sequence(talk)) == before:
+        assert time.monotonic() < deadline
+    return number
+
+
+def last_sequence(talk: Talk) -> int:
+    """The stream's."""
     return int(talk.call("STREAM.INFO.trading-events")["state"]["last_seq"])
 
 
