@@ -6,7 +6,7 @@ two bodies under one key, replays, stolen nonces, forged signatures, clients tha
 world's generator. Never judges an answer: invariants does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ class Clients:
     """
     All clients of a world. `open` are those that have not been told what became of their signal.
 
-    `processes` are those that listen now.
+    `processes` are those that listen now. `emphasis` makes some plans so many times as likely, by name.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class Clients:
         processes: list[Process],
         invariants: Invariants,
         note: Callable[..., None],
+        emphasis: Mapping[str, float],
     ) -> None:
         self.timeline = timeline
         self.rng = rng
@@ -50,25 +51,26 @@ class Clients:
         self._visits: dict[Process, list[Visit]] = {}
         self._idle: dict[Process, list[Visit]] = {}
         self._used: list[tuple[Signal, str, str]] = []  # what was accepted, under which nonce and time
-        self._plans: list[tuple[float, Callable[[], None]]] = [
-            (0.26, lambda: self._alone("sha256")),
-            (0.26, lambda: self._alone("v1")),
-            (0.26, lambda: self._alone("v1", key=True)),
-            (0.06, lambda: self._alone("sha256", key=True)),
-            (0.06, self._twins),
-            (0.08, self._rivals),
-            (0.03, self._broken),
-            (0.01, self._forged),
-            (0.01, self._thief),
-        ]
-        self._weights = [weight for weight, _ in self._plans]
+        self._plans: dict[str, tuple[float, Callable[[], None]]] = {
+            "compat": (0.26, lambda: self._alone("sha256")),
+            "signed": (0.26, lambda: self._alone("v1")),
+            "keyed": (0.26, lambda: self._alone("v1", key=True)),
+            "compat, keyed": (0.06, lambda: self._alone("sha256", key=True)),
+            "twins": (0.06, self._twins),
+            "rivals": (0.08, self._rivals),
+            "broken": (0.03, self._broken),
+            "forged": (0.01, self._forged),
+            "thief": (0.01, self._thief),
+        }
+        self._names = list(self._plans)
+        self._weights = [weight * emphasis.get(name, 1.0) for name, (weight, _) in self._plans.items()]
 
     # what is sent
 
     def begin(self) -> None:
         """Somebody has something to say."""
-        _, plan = self.rng.choices(self._plans, self._weights)[0]
-        plan()
+        (name,) = self.rng.choices(self._names, self._weights)
+        self._plans[name][1]()
 
     def _alone(self, scheme: str, *, key: bool = False) -> None:
         self._send(self.maker.signal(self.wall(), scheme=scheme, key=self.maker.key() if key else ""))

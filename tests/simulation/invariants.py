@@ -57,7 +57,8 @@ class Invariants:
     """
     The account of one world. `broken` are the violations, each a line; `seen` counts what happened.
 
-    `clock_trouble` is set by the world when a process' wall clock may be wrong, `full` when the stream was full.
+    The world sets `clock_trouble` when a process' wall clock may be wrong and `full` when the stream was full;
+    `operated` says that somebody removed what was stored.
     """
 
     def __init__(self) -> None:
@@ -71,9 +72,9 @@ class Invariants:
         self.nonces: dict[tuple[str, str], set[tuple[str, str]]] = {}
         self.fresh: dict[str, Attempt] = {}  # identity -> the attempt that was told it is new
         self.accepted: set[str] = set()
-        self.lost_letters: set[str] = set()
         self.clock_trouble = False
         self.full = False
+        self.operated = False
         self.gone: set[str] = set()  # identities that an operator removed
         self.used: dict[tuple[str, str], Attempt] = {}  # source and nonce -> the first that was accepted with it
         self.stored_nonces: dict[str, float] = {}  # nonce, as the stream has it -> since when
@@ -81,6 +82,7 @@ class Invariants:
 
     def remove_all(self) -> None:
         """An operator removed everything that is stored: what becomes of it from now on is nobody's promise."""
+        self.operated = True
         self.gone.update(self.raws, self.normalised)
         self.stored_nonces.clear()
         self.letters.clear()
@@ -121,7 +123,7 @@ class Invariants:
         elif what.endswith(":dlq"):
             self._letter(identity, what[:-4], kept)
         elif what.endswith(":raw"):
-            if f"{identity}:{what[:-4]}" not in self.letters:
+            if f"{identity}:{what[:-4]}" not in self.letters and not self.operated:
                 self.violate(f"a rejected raw without its letter: {identity}")
         else:
             self.violate(f"an id of no known kind: {what}")
@@ -291,20 +293,19 @@ class Invariants:
         if (status, code) != (signal.status, signal.code) or members["corr_id"] != signal.corr_id:
             self.violate(f"{status} {code} for a body that means {signal.status} {signal.code}")
         if f"{signal.identity}:{code}" not in self.letters:
-            self.lost_letters.add(signal.identity)
+            attempt.process.letters_lost += 1
 
     # when everything has come to rest
 
-    def finish(self, *, repaired: bool) -> None:
+    def finish(self) -> None:
         """The whole account, after the last fault has ended and everybody has been told."""
         for identity in self.raws:
             if identity in self.normalised or identity in self.gone:
                 continue
             if identity in self.accepted:
                 self.violate(f"accepted, and half of it is gone: {identity}")
-            elif repaired:
+            else:
                 self.violate(f"half an event is left: {identity} at {self.raws[identity].sequence}")
-            self.seen["halves"] += 1
         self._order()
 
     def _order(self) -> None:
@@ -341,6 +342,8 @@ class Invariants:
         """What the process counted is what its clients saw, but for those that went away."""
         core: Any = process.core
         self.seen["repaired halves"] += core.metrics._repairs.labels("normalized").value
+        if process.letters_lost > core.metrics._dead_lost.value and not self.operated:
+            self.violate(f"process {process.number} lost {process.letters_lost} dead letters and did not count them")
         if core.metrics._orphans.value and not self.gone:
             self.violate(f"process {process.number} found {core.metrics._orphans.value} normalised events without raw")
         for status in (2, 4, 5):
@@ -356,8 +359,3 @@ class Invariants:
 def _connection(kept: Kept) -> int:
     number: int = kept.by.number  # type: ignore[attr-defined]
     return number
-
-
-def digest_of(body: bytes) -> str:
-    """See Signal.digest."""
-    return hexed(body)

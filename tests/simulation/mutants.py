@@ -10,9 +10,9 @@ import importlib
 import inspect
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 
@@ -20,7 +20,7 @@ from typing import Any, Final
 class Mutant:
     """
     One broken rule: in the module and class `where`, `old` is the text that `new` replaces. `broken` is a pattern of
-    the violation that must be found, in worlds with these `faults`.
+    the violation that must be found, in worlds with these `faults` and this `emphasis`.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Mutant:
     new: str
     broken: str
     faults: tuple[str, ...] = ("crash", "cut", "kill")
+    emphasis: Mapping[str, float] = field(default_factory=dict)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -75,6 +76,8 @@ MUTANTS: Final = (
         "together = claim.kind is BODY",
         "together = True",
         "normalised of another body",
+        ("crash", "cut"),
+        {"rivals": 30.0},
     ),
     Mutant(
         "what JetStream calls a duplicate is taken for the same body",
@@ -95,7 +98,7 @@ MUTANTS: Final = (
         PIPELINE,
         "outcome = Failed(self._unstored(published))\n            elif",
         "outcome = Accepted()\n            elif",
-        "accepted and not stored|accepted without its normalised event",
+        "accepted and not stored|accepted without its normalised event|new for the second time",
     ),
     Mutant(
         "events are known by their nonce",
@@ -111,6 +114,7 @@ MUTANTS: Final = (
         "        if isinstance(outcome, Failed):\n            return\n"
         "        flight = self._flights.pop(claim.identity)\n",
         "not answered|never told|claims left",
+        ("freeze", "slow"),
     ),
     Mutant(
         "a nonce counts as used before its request is stored",
@@ -119,6 +123,7 @@ MUTANTS: Final = (
         "        self._release_nonce(claim)\n        now = self._now()\n"
         "        self._nonces.add(claim.nonce, claim.fingerprint, now)\n",
         "said to be stored, and is not",
+        ("freeze", "slow", "stall"),
     ),
     Mutant(
         "an accepted nonce is not remembered",
@@ -133,6 +138,8 @@ MUTANTS: Final = (
         "fingerprint(claim.kind, claim.identity, outcome.body), now)",
         "claim.fingerprint, now)\n            self._identities.add(claim.identity, claim.fingerprint, now)",
         "accepted and not stored|a conflict with nothing",
+        ("restart",),
+        {"rivals": 10.0},
     ),
     Mutant(
         "nonces are not read back at the start",

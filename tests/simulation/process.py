@@ -92,7 +92,7 @@ class Process:
     """
     One gatewayd, born at `born_wall` of the true time. `wall_off_s` is how far its wall clock is from that. `completed`
     counts its complete requests, `answered` the answers that it wrote, by status class, `cut` the requests whose
-    clients went away.
+    clients went away, `letters_lost` the broken bodies that were refused and not kept.
     """
 
     def __init__(
@@ -110,6 +110,7 @@ class Process:
         self.born_wall = wall()
         self.completed = 0
         self.cut = 0
+        self.letters_lost = 0
         self.answered = {2: 0, 4: 0, 5: 0}
         self.dead = False
         self.stopping = False
@@ -158,19 +159,17 @@ class Process:
             _log.failure("a process did not start", failure, event="simulation.start")
 
     def crash(self) -> None:
-        """
-        End without a word. What lies in its sockets is sent, or a part of it.
-
-        What is left of it runs to its end where nobody hears it: a coroutine that is dropped half way would run its
-        `finally` at the collector's leisure.
-        """
+        """End without a word. What lies in its sockets is sent, or a part of it."""
         self.dead = self.loop.dead = True
         self.loop.steps_left = None
         self.timeline.loops.remove(self.loop)
         self.network.lose_process(self.loop)
 
     def bury(self) -> None:
-        """Let a crashed process' objects end, on a timeline of their own."""
+        """
+        Let a crashed process' objects run to their end, on a timeline of their own where nobody hears them: a coroutine
+        that is dropped half way would run its `finally` at the collector's leisure.
+        """
         alone = Timeline(self.timeline.now)
         self.loop.timeline = alone
         self.loop.paused_until = 0.0

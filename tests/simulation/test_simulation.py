@@ -79,8 +79,8 @@ def test_a_broken_rule_is_noticed(mutant: Mutant, no_logged_failures: list[LogEv
     """With one rule of the product broken, some world among the first ones says what is wrong."""
     found: list[str] = []
     for seed in range(SEEDS_OF_A_MUTANT):
-        world = World(seed, REQUESTS_PER_WORLD, faults=mutant.faults, mutated=mutant.in_place).run()
-        found = world.invariants.broken
+        world = World(seed, REQUESTS_PER_WORLD, faults=mutant.faults, emphasis=mutant.emphasis, mutated=mutant.in_place)
+        found = world.run().invariants.broken
         if found:
             break
     no_logged_failures.clear()

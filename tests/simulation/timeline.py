@@ -45,24 +45,32 @@ class Timeline:
         """Let everything happen that is due until then, or until `enough` says so after an event of the world."""
         heap = self._heap
         while True:
-            when, first = heap[0][0] if heap else inf, None
+            when, first, second = inf, None, inf
             for loop in self.loops:
                 due = loop.due()
                 if due < when:
-                    when, first = due, loop
+                    when, first, second = due, loop, when
+                elif due < second:
+                    second = due
+            if heap and heap[0][0] <= when:
+                when, first = heap[0][0], None
             if when > until:
                 self.now = max(self.now, until)
                 return
-            self.steps += 1
             if when > self.now:
                 self.now = when
-            if first is not None:
+            self.steps += 1
+            if first is None:
+                _, _, function, args = heappop(heap)
+                function(*args)
+                if enough is not None and enough():
+                    return
+            else:
                 first.turn()
-                continue
-            _, _, function, args = heappop(heap)
-            function(*args)
-            if enough is not None and enough():
-                return
+                # A turn makes the next one due; nothing else is, mostly.
+                while (when := first.next_turn()) < second and when <= until and not (heap and heap[0][0] <= when):
+                    self.now = when
+                    first.turn()
 
 
 @implementer(IDelayedCall)
@@ -171,6 +179,10 @@ class EventLoop(asyncio.AbstractEventLoop):
         else:
             return inf
         return max(when, self.paused_until)
+
+    def next_turn(self) -> float:
+        """When a turn is due for what the last one left; inf when it left nothing."""
+        return inf if not self._ready or self.dead or self.paused_until else self._turn_at
 
     def turn(self) -> None:
         """One turn: everything that is due now, not what that makes due."""

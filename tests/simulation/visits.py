@@ -128,8 +128,8 @@ class Visit:
     # what the channel calls
 
     def write(self, data: bytes) -> None:
-        """An answer, or a piece of one."""
-        if self._closed:
+        """An answer, or a piece of one; of a dead process nobody hears."""
+        if self._closed or self.process.dead:
             return
         timeline = self.process.timeline
         self.process.answered[data[9] - 48] += 1

@@ -8,8 +8,9 @@ nothing else does.
 
 import hashlib
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import Final
 
 from twisted.logger import LogEvent, globalLogPublisher
@@ -27,9 +28,12 @@ REST_S: Final = 60.0
 """After the last fault everybody is told within this time."""
 
 AFTER_REPAIR_S: Final = 36.0
+"""What comes late is found by the last look of the repair, 30 s after a reconnect; what does not, by its first."""
+
+AFTER_FIRST_REPAIR_S: Final = 10.0
 PAST_THE_WINDOW_S: Final = 4300.0
 REQUESTS_PER_FAULT: Final = {
-    "crash": 15,
+    "crash": 10,
     "restart": 150,
     "step": 150,
     "pause": 150,
@@ -44,6 +48,7 @@ REQUESTS_PER_FAULT: Final = {
 }
 """Every kind of fault, each a method of World, and how often it befalls a world that has it."""
 
+_MAKE_LATE_GHOSTS: Final = frozenset({"freeze", "stall"})
 _RARE: Final = ("purge", "recreate")  # an operator's work: what it removes cannot be checked any more
 _NOT_FORGOTTEN_S: Final = 5.0  # after a stream was made anew its nonces may be forgotten for so long
 
@@ -53,7 +58,8 @@ class World:
     One world. run() lets it live until `requests` requests were complete and everybody was told; what was broken is in
     `invariants.broken`, `seen` counts what happened, `digest` is that of the trace.
 
-    `faults` are the kinds there are, None: they are drawn. Every process is built inside of `mutated`. `show` is called with each line of the trace.
+    `faults` are the kinds that there are, drawn when None. `emphasis` makes some of what clients do so many times as
+    likely. Every process is built inside of `mutated`. `show` is called with each line of the trace.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class World:
         requests: int = 1000,
         *,
         faults: Collection[str] | None = None,
+        emphasis: Mapping[str, float] = MappingProxyType({}),
         mutated: Callable[[], AbstractContextManager[None]] = nullcontext,
         show: Callable[[str], object] | None = None,
     ) -> None:
@@ -74,7 +81,7 @@ class World:
         self.server = Server(self.wall, self.timeline.after, stored=self._stored, proposing=self._proposing)
         self.network = Network(self.timeline, self.server, self.rng)
         self.processes: list[Process] = []
-        self.clients = Clients(self.timeline, self.rng, self.wall, self.processes, self.invariants, self.note)
+        self.clients = Clients(self.timeline, self.rng, self.wall, self.processes, self.invariants, self.note, emphasis)
         self._mutated = mutated
         self._show = show
         self._digest = hashlib.sha256()
@@ -167,7 +174,7 @@ class World:
         if not broken:
             self.timeline.run(self.timeline.now + self._rest_s(), lambda: bool(broken))
         if not broken:
-            self.invariants.finish(repaired=self._repairs())
+            self.invariants.finish()
         if not broken and self.ages:
             self._age()
         if not broken:
@@ -176,11 +183,8 @@ class World:
     def _unrest(self) -> bool:
         return any(not process.taking for process in self.processes) or len(self.processes) < self.wanted
 
-    def _repairs(self) -> bool:
-        return all(hasattr(process.core, "repair") for process in self.processes)
-
     def _rest_s(self) -> float:
-        return AFTER_REPAIR_S if self._repairs() else 3.0
+        return AFTER_REPAIR_S if self.intervals.keys() & _MAKE_LATE_GHOSTS else AFTER_FIRST_REPAIR_S
 
     def _calm(self) -> None:
         """No more faults, and nobody new; what is broken is mended."""
@@ -275,9 +279,7 @@ class World:
         def ended() -> None:
             if process.dead:
                 return
-            process.dead = True
-            self.timeline.loops.remove(process.loop)
-            self.network.lose_process(process.loop)
+            process.crash()
             self._gone(process)
             self.invariants.at_rest(process)
             self.invariants.conserve(process)
@@ -328,7 +330,7 @@ class World:
         process = self._any()
         if process is not None:
             self.seen["pauses"] += 1
-            process.loop.paused_until = self.timeline.now + self.rng.random() * 6.0
+            process.loop.paused_until = max(process.loop.paused_until, self.timeline.now + self.rng.random() * 6.0)
             self.note("pause", process.number)
 
     def _cut(self) -> None:
