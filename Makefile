@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SOURCE := $(shell find gatewayd twisted -type f -not -name '*.pyc' -not -name dropin.cache) setup.cfg pyproject.toml
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test lint types unit test-full bench lock docs install-host remove-host clean
+.PHONY: run test test-simulation test-rest lint types unit test-full bench lock docs install-host remove-host clean
 
 run: $(VENV)/installed
 	@$(BIN)/twistd -n --pidfile= gatewayd $(ARGS)
@@ -32,7 +32,14 @@ $(VENV)/testable: $(VENV)/installed tests/requirements.txt
 	@touch $@
 
 test: lint types $(VENV)/testable
-	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory -j 2 test-simulation test-rest
+
+# The simulation computes and nothing else: it runs beside the rest, which mostly waits, and behind it.
+test-simulation: $(VENV)/testable
+	@nice -n 19 $(BIN)/python -m pytest -q tests/simulation
+
+test-rest: $(VENV)/testable
+	@$(BIN)/python -m pytest --ignore=tests/simulation
 
 lint: $(VENV)/testable
 	$(BIN)/ruff check .
