@@ -26,9 +26,8 @@ from nats.aio.client import Client as Driver
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
-from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
-from gatewayd.bus.driver import AckDriver
+from gatewayd.bus.inlet import Acks, Inlet
 from gatewayd.secret import Secret
 from gatewayd.settings import Settings
 
@@ -155,9 +154,6 @@ def check_private_names(driver: Callable[[], object] = Driver) -> None:
         missing.append("TcpTransport._io_writer")
     if not callable(getattr(Subscription, "_stop_processing", None)):
         missing.append("Subscription._stop_processing")
-    parser = getattr(client, "_ps", None)
-    if not isinstance(parser, Parser) or parser.buf or parser.state != AWAITING_CONTROL_LINE:
-        missing.append("Client._ps")
     if getattr(Subscription(client, 7), "_id", None) != 7:
         missing.append("Subscription._id")
     if not (found == DRIVER or found.startswith(DRIVER + ".")) or missing:
@@ -179,8 +175,34 @@ class Listener(Protocol):
     def warned(self, error: str) -> None:
         """The server or the driver complained; the connection goes on."""
 
+    def acknowledged(self, acks: Acks) -> None:
+        """Acknowledgements of publications arrived, in their usual form."""
+
     def answered(self, token: str, headers: Mapping[str, str] | None, body: bytes) -> None:
-        """A message arrived at the inbox with this last part."""
+        """Another message arrived at the inbox, with this last part."""
+
+
+class _Sieve(asyncio.Protocol):
+    """
+    In front of the protocol that nats-py reads from: acknowledgements go to the listener in the very turn in which
+    they come in, everything else goes on as it came. The rest of nats-py notices nothing.
+    """
+
+    def __init__(self, behind: asyncio.Protocol, inlet: Inlet, listener: Listener) -> None:
+        self._feed = inlet.feed
+        self._listener = listener
+        self._pass_on = behind.data_received
+        self.eof_received = behind.eof_received  # type: ignore[method-assign]
+        self.connection_lost = behind.connection_lost  # type: ignore[method-assign]
+        self.pause_writing = behind.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = behind.resume_writing  # type: ignore[method-assign]
+
+    def data_received(self, data: bytes) -> None:
+        acks, rest = self._feed(data)
+        if acks:
+            self._listener.acknowledged(acks)
+        if rest:
+            self._pass_on(rest)
 
 
 class Client:
@@ -192,7 +214,7 @@ class Client:
         self.inbox = b""
         self._settings = settings
         self._listener = listener
-        self._nats = AckDriver()
+        self._nats = Driver()
         self._subscriptions: set[Subscription] = set()
         self._flushes: set[asyncio.Task[None]] = set()
         self._cut = 0
@@ -248,8 +270,9 @@ class Client:
         self._cut = len(inbox) + 1
         subscription = await self._subscribe(f"{inbox}.*", self._message)
         self.inbox = inbox.encode("ascii")
-        self._nats.hear(self.inbox, subscription._id, self._acknowledged)
         self._pipe = self._transport()
+        inlet = Inlet(self.inbox, subscription._id, self._settings.stream.encode("ascii"))
+        self._pipe.set_protocol(_Sieve(self._pipe.get_protocol(), inlet, self._listener))
         if self.gone.is_set():
             raise ConnectionError(self.last_error)
         self._ready = True
@@ -361,9 +384,6 @@ class Client:
         if not flushed.done():
             raise TimeoutError(f"no PONG within {FLUSH_S:g} s")
         flushed.result()
-
-    def _acknowledged(self, token: str, data: bytes) -> None:
-        self._listener.answered(token, None, data)
 
     async def _message(self, message: Msg) -> None:
         self._listener.answered(message.subject[self._cut :], message.headers, message.data)

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias, cast
 
+from gatewayd.bus.inlet import Acks
 from gatewayd.bus.publication import Ack, BusState, Cause, Message, Published, Unpublished
 
 Outcome: TypeAlias = Published | Unpublished
@@ -23,8 +24,8 @@ DEFAULT_MAX_PAYLOAD: Final = 1024 * 1024
 """What nats-server allows unless it is told otherwise; used until a server has said its own."""
 
 _INDEX_BITS: Final = 2  # a token is the publication's number and, in its lowest bits, which of its messages
+_INDEX_MASK: Final = (1 << _INDEX_BITS) - 1
 
-_ACK: Final = re.compile(rb'\{"stream":"[^"\\]*",\s*"seq":(\d+)(,"duplicate":\s*true)?\}')
 _SUBJECT: Final = re.compile(rb"[^\s.*>\x00-\x1f\x7f]+(?:\.[^\s.*>\x00-\x1f\x7f]+)*")
 _FULL: Final = re.compile(r"maximum .*exceeded")
 
@@ -243,6 +244,26 @@ class Lane:
         frames, self._frames = self._frames, []
         return b"".join(frames)
 
+    def acknowledge(self, acks: Acks, now: float) -> None:
+        """Acknowledgements in their usual form, as they came: the whole of what one read of the socket gave."""
+        opened = self._open
+        for digits, sequence_digits, said in acks:
+            token = int(digits)
+            publication = opened.get(token >> _INDEX_BITS)
+            index = token & _INDEX_MASK
+            if publication is None or index >= len(publication.answers) or publication.answers[index] is not None:
+                self._counters.late_ack()
+                continue
+            sequence = int(sequence_digits)
+            self.last_ack_at = now
+            if sequence > self.last_sequence:  # noqa: PLR1730 - max() costs three times as much here
+                self.last_sequence = sequence
+            publication.answers[index] = Ack(sequence, said is not None)
+            publication.left -= 1
+            if not publication.left:
+                self._settle(token >> _INDEX_BITS, publication, now)
+        self._breaker.answered()
+
     def answer(self, token: str, headers: Mapping[str, str] | None, body: bytes, now: float) -> None:
         """JetStream's answer to the message `token`: an acknowledgement, an error, or a status line in `headers`."""
         number, index = divmod(int(token), 1 << _INDEX_BITS)
@@ -250,8 +271,7 @@ class Lane:
         if publication is None or index >= len(publication.answers) or publication.answers[index] is not None:
             self._counters.late_ack()
             return
-        found = _ACK.fullmatch(body) if headers is None else None
-        read = Ack(int(found[1]), found[2] is not None) if found is not None else _read(headers, body)
+        read = _read(headers, body)
         if read is None:
             self._again.append((number, index))
             return
@@ -259,13 +279,15 @@ class Lane:
             publication.error = publication.error or read
         else:
             self.last_ack_at = now
-            if read.sequence > self.last_sequence:  # noqa: PLR1730 - max() costs three times as much here
-                self.last_sequence = read.sequence
+            self.last_sequence = max(self.last_sequence, read.sequence)
         publication.answers[index] = read
         publication.left -= 1
         self._breaker.answered()
-        if publication.left:
-            return
+        if not publication.left:
+            self._settle(number, publication, now)
+
+    def _settle(self, number: int, publication: _Publication, now: float) -> None:
+        """Every message of a publication is answered."""
         del self._open[number]
         self._bytes -= publication.size
         if publication.error is not None:

@@ -25,6 +25,7 @@ from zope.interface import implementer
 from gatewayd.aio import Loop
 from gatewayd.bus.api import read_api
 from gatewayd.bus.client import Client, Ear, Link, NatsSettings, Server, describe, parse_server
+from gatewayd.bus.inlet import Acks
 from gatewayd.bus.lane import BusCounters, Lane
 from gatewayd.bus.publication import BusState, Cause, Message, Published, Stored, Unpublished
 from gatewayd.bus.requests import NO_RESPONDERS, Answer, Reply, Requests
@@ -351,6 +352,10 @@ class NatsBus:
         left_out = self._warning_lines.passes(self._clock.seconds())
         if left_out is not None:
             _log.warn("NATS says: {error}", error=error, left_out=left_out, event="nats_error")
+
+    def acknowledged(self, acks: Acks) -> None:
+        """See client.Listener."""
+        self._lane.acknowledge(acks, self._clock.seconds())
 
     def answered(self, token: str, headers: Mapping[str, str] | None, body: bytes) -> None:
         """A message came to the inbox: an acknowledgement, or the answer to a request."""

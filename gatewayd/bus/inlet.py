@@ -1,0 +1,74 @@
+"""
+What the server sends, taken apart before nats-py sees it. Pure, sans-io.
+
+Decides which bytes are acknowledgements of publications in their usual form, and where every other message ends, which
+is nats-py's own. Never decides what an acknowledgement means (the lane does).
+"""
+
+import re
+from typing import Final, TypeAlias
+
+Acks: TypeAlias = list[tuple[bytes, bytes, bytes | None]]
+"""Of each acknowledgement: token and sequence in digits; the third is None unless it says duplicate."""
+
+_ACK: Final = (
+    rb"MSG %b\.(\d{1,18}) %d \d+\r\n"
+    rb'\{"stream":"%b",\s?"seq":(\d{1,19})(?:,\s?"duplicate":\s?(true))?\}\r\n'
+)
+_LONGEST_LINE: Final = 65_536
+"""Control lines are shorter: names are; INFO of a large cluster has some thousand bytes."""
+
+
+class Inlet:
+    """
+    The bytes of one connection on their way in, in whatever pieces they come.
+
+    `inbox` is where acknowledgements go, under the subscription `sid`; `stream` is the one they must name. One
+    regular expression reads an acknowledgement whole, 0.9 us; as a message of nats-py's it costs 10.
+    """
+
+    def __init__(self, inbox: bytes, sid: int, stream: bytes) -> None:
+        self._ack = re.compile(_ACK % (re.escape(inbox), sid, re.escape(stream))).match
+        self._held = b""
+        self._passing = 0  # bytes of a message under way that are nats-py's, whatever stands in them
+
+    def feed(self, data: bytes) -> tuple[Acks, bytes]:
+        """The acknowledgements in these bytes, in order, and the bytes to hand on."""
+        acks: Acks = []
+        if self._held:
+            data, self._held = self._held + data, b""
+        match, at, end = self._ack, 0, len(data)
+        if self._passing:
+            at = min(self._passing, end)
+            self._passing -= at
+        passed = data[:at]
+        while at < end:
+            found = match(data, at)
+            if found is not None:
+                acks.append(found.groups())  # type: ignore[arg-type] # the third group may be missing
+                at = found.end()
+                continue
+            size = self._measure(data, at)
+            if size == 0:
+                self._held = data[at:]
+                break
+            passed += data[at : at + size]
+            self._passing = max(0, at + size - end)
+            at += size
+        return acks, passed
+
+    def _measure(self, data: bytes, at: int) -> int:
+        """
+        How many bytes the message that begins at `at` has; 0 when that cannot be said yet, or when it may be an
+        acknowledgement that is not complete.
+        """
+        line_end = data.find(b"\r\n", at, at + _LONGEST_LINE)
+        if line_end < 0:
+            return 0 if len(data) - at < _LONGEST_LINE else len(data) - at
+        line = data[at:line_end]
+        if line[:4] != b"MSG " and line[:5] != b"HMSG ":
+            return line_end + 2 - at
+        payload = line.rpartition(b" ")[2]
+        size = line_end + 2 - at + (int(payload) if payload.isdigit() else 0) + 2
+        whole = at + size <= len(data)
+        return size if whole or size > _LONGEST_LINE else 0

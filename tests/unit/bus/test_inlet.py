@@ -1,0 +1,91 @@
+"""Acknowledgements are taken out of what the server sends and nothing else is, however the bytes are cut."""
+
+from collections.abc import Iterable
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from gatewayd.bus.inlet import Inlet
+
+INBOX = b"_INBOX.abc"
+
+
+def message(token: bytes, body: bytes, sid: int = 1) -> bytes:
+    return b"MSG %b.%b %d %d\r\n%b\r\n" % (INBOX, token, sid, len(body), body)
+
+
+def ack(sequence: int, more: bytes = b"", stream: bytes = b"s") -> bytes:
+    return b'{"stream":"%b","seq":%d%b}' % (stream, sequence, more)
+
+
+OTHERS = [
+    b"PING\r\n",
+    b"+OK\r\n",
+    b"-ERR 'Permissions Violation'\r\n",
+    b'INFO {"server_id":"x"}\r\n',
+    message(b"r7", b"an answer to a request"),
+    message(b"4", ack(4), sid=2),
+    message(b"5", ack(5, stream=b"t")),
+    message(b"6", b'{"error":{"err_code":10077},"stream":"s","seq":0}'),
+    message(b"7", ack(7, b',"domain":"hub"')),
+    b"HMSG %b.5 1 30 30\r\nNATS/1.0 503 No Responders\r\n\r\n\r\n" % INBOX,
+    message(b"8", b""),
+    message(b"9", message(b"10", ack(10))),
+    b"MSG other.subject 3 _INBOX.abc.11 2\r\nhi\r\n",
+    message(b"12", b"x" * 70_000 + b"\r\n" + message(b"13", ack(13))),
+]
+STREAM = [
+    message(b"1", ack(1)),
+    OTHERS[0],
+    message(b"2", ack(2, b',"duplicate": true')),
+    *OTHERS[1:5],
+    message(b"3", b'{"stream":"s", "seq":3}'),
+    *OTHERS[5:],
+    message(b"14", ack(14)),
+]
+ACKS = [(b"1", b"1", None), (b"2", b"2", b"true"), (b"3", b"3", None), (b"14", b"14", None)]
+
+
+def feed(pieces: Iterable[bytes]) -> tuple[list[tuple[bytes, bytes, bytes | None]], bytes]:
+    inlet = Inlet(INBOX, 1, b"s")
+    acks, passed = [], b""
+    for piece in pieces:
+        found, rest = inlet.feed(piece)
+        acks += found
+        passed += rest
+    return acks, passed
+
+
+class InletTests(SynchronousTestCase):
+    """One stream of bytes, cut in every way."""
+
+    def test_whole(self) -> None:
+        """Each acknowledgement is read once; every other byte goes on, in order."""
+        assert feed([b"".join(STREAM)]) == (ACKS, b"".join(OTHERS))
+
+    def test_cut_anywhere(self) -> None:
+        """Two reads instead of one, cut at any byte of the part without the large message, change nothing."""
+        data = b"".join(STREAM[:-2])
+        wanted = feed([data])
+        for at in range(1, len(data)):
+            assert feed([data[:at], data[at:]]) == wanted, at
+
+    def test_byte_by_byte(self) -> None:
+        """So does a server that writes single bytes."""
+        data = b"".join(STREAM[:-2])
+        assert feed(data[at : at + 1] for at in range(len(data))) == feed([data])
+
+    @given(st.lists(st.sampled_from(STREAM), max_size=12), st.data())
+    def test_any_stream(self, messages: list[bytes], data: st.DataObject) -> None:
+        """Any messages in any pieces: the same acknowledgements, the same rest."""
+        whole = b"".join(messages)
+        cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
+        pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+        assert feed(pieces) == feed([whole])
+
+    def test_endless_line(self) -> None:
+        """What never ends its line goes on, so that nothing is held without a bound."""
+        inlet = Inlet(INBOX, 1, b"s")
+        passed = b"".join(inlet.feed(b"x" * 1000)[1] for _ in range(200))
+        assert len(passed) > 100_000
