@@ -12,7 +12,7 @@ Acks: TypeAlias = list[tuple[bytes, bytes, bytes | None]]
 """Of each acknowledgement: token and sequence in digits; the third is None unless it says duplicate."""
 
 _ACK: Final = (
-    rb"MSG %b\.(\d{1,18}) %d \d+\r\n"
+    rb"MSG %b\.(\d{1,18}) %d (\d{1,4})\r\n"
     rb'\{"stream":"%b",\s?"seq":(\d{1,19})(?:,\s?"duplicate":\s?(true))?\}\r\n'
 )
 _LONGEST_LINE: Final = 65_536
@@ -44,8 +44,8 @@ class Inlet:
         passed = data[:at]
         while at < end:
             found = match(data, at)
-            if found is not None:
-                acks.append(found.groups())  # type: ignore[arg-type] # the third group may be missing
+            if found is not None and int(found[2]) == found.end() - found.end(2) - 4:  # and as long as it says
+                acks.append((found[1], found[3], found[4]))
                 at = found.end()
                 continue
             size = self._measure(data, at)

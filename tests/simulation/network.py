@@ -156,6 +156,10 @@ class Wire(asyncio.Transport):
         """The stream's."""
         return self._protocol
 
+    def set_protocol(self, protocol: Any) -> None:
+        """Another one in its place."""
+        self._protocol = protocol
+
     def pause_reading(self) -> None:
         """Keep what comes."""
         self._paused = True
