@@ -1,11 +1,13 @@
 """
 What the server sends, taken apart before nats-py sees it. Pure, sans-io.
 
-Decides which bytes are acknowledgements of publications in their usual form, and where every other message ends, which
-is nats-py's own. Never decides what an acknowledgement means (the lane does).
+Decides which bytes are acknowledgements of publications in their usual form, which are deliveries that somebody
+listens for, and where every other message ends, which is nats-py's own. Never decides what any of them means (the lane
+and whoever reads the stream do).
 """
 
 import re
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 Acks: TypeAlias = list[tuple[bytes, bytes, bytes | None]]
@@ -19,6 +21,20 @@ _LONGEST_LINE: Final = 65_536
 """Control lines are shorter: names are; INFO of a large cluster has some thousand bytes."""
 
 
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """
+    A message with headers for the subscription `sid`; of a header that stands twice the first. `status` is the number
+    of its status line, 0 without one.
+    """
+
+    sid: int
+    subject: str
+    reply: str
+    headers: dict[str, str]
+    status: int
+
+
 class Inlet:
     """
     The bytes of one connection on their way in, in whatever pieces they come.
@@ -30,11 +46,13 @@ class Inlet:
     def __init__(self, inbox: bytes, sid: int, stream: bytes) -> None:
         self._ack = re.compile(_ACK % (re.escape(inbox), sid, re.escape(stream))).match
         self._held = b""
+        self.ears: set[int] = set()  # the subscriptions whose deliveries are taken out; a few at most
         self._passing = 0  # bytes of a message under way that are nats-py's, whatever stands in them
 
-    def feed(self, data: bytes) -> tuple[Acks, bytes]:
-        """The acknowledgements in these bytes, in order, and the bytes to hand on."""
+    def feed(self, data: bytes) -> tuple[Acks, list[Delivery], bytes]:
+        """The acknowledgements and the deliveries in these bytes, each in order, and the bytes to hand on."""
         acks: Acks = []
+        deliveries: list[Delivery] = []
         if self._held:
             data, self._held = self._held + data, b""
         match, at, end = self._ack, 0, len(data)
@@ -52,10 +70,14 @@ class Inlet:
             if size == 0:
                 self._held = data[at:]
                 break
-            passed += data[at : at + size]
+            delivery = self._deliver(data[at : at + size]) if self.ears else None
+            if delivery is not None:
+                deliveries.append(delivery)
+            else:
+                passed += data[at : at + size]
             self._passing = max(0, at + size - end)
             at += size
-        return acks, passed
+        return acks, deliveries, passed
 
     def _measure(self, data: bytes, at: int) -> int:
         """
@@ -72,3 +94,23 @@ class Inlet:
         size = line_end + 2 - at + (int(payload) if payload.isdigit() else 0) + 2
         whole = at + size <= len(data)
         return size if whole or size > _LONGEST_LINE else 0
+
+    def _deliver(self, message: bytes) -> Delivery | None:
+        """The delivery that a whole message is; None when nobody listens for it, or it has no headers."""
+        if message[:5] != b"HMSG ":
+            return None
+        line, _, rest = message.partition(b"\r\n")
+        fields = line.split(b" ")
+        if len(fields) not in (5, 6) or not fields[2].isdigit() or int(fields[2]) not in self.ears:
+            return None
+        head = int(fields[-2]) if fields[-2].isdigit() else 0
+        first, *lines = rest[:head].decode("utf-8", "replace").split("\r\n")
+        headers: dict[str, str] = {}
+        for text in lines:
+            name, colon, value = text.partition(":")
+            if colon:
+                headers.setdefault(name, value.strip())
+        status = first[9:12]
+        reply = fields[3].decode("utf-8", "replace") if len(fields) == 6 else ""
+        number = int(status) if status.isascii() and status.isdigit() else 0
+        return Delivery(int(fields[2]), fields[1].decode("utf-8", "replace"), reply, headers, number)

@@ -260,9 +260,9 @@ class Lane:
                 self.last_sequence = sequence
             publication.answers[index] = Ack(sequence, said is not None)
             publication.left -= 1
+            self._breaker.answered()  # before the waiter, who may publish at once
             if not publication.left:
                 self._settle(token >> _INDEX_BITS, publication, now)
-        self._breaker.answered()
 
     def answer(self, token: str, headers: Mapping[str, str] | None, body: bytes, now: float) -> None:
         """JetStream's answer to the message `token`: an acknowledgement, an error, or a status line in `headers`."""

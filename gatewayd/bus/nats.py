@@ -14,7 +14,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from nats.aio.msg import Msg
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
@@ -25,11 +24,11 @@ from zope.interface import implementer
 from gatewayd.aio import Loop
 from gatewayd.bus.api import read_api
 from gatewayd.bus.client import Client, Ear, Link, NatsSettings, Server, describe, parse_server
-from gatewayd.bus.inlet import Acks
+from gatewayd.bus.inlet import Acks, Delivery
 from gatewayd.bus.lane import BusCounters, Lane
 from gatewayd.bus.publication import BusState, Cause, Message, Published, Stored, Unpublished
 from gatewayd.bus.requests import NO_RESPONDERS, Answer, Reply, Requests
-from gatewayd.bus.tail import Gently, ReadBack, Seen, ends_slice, read_back
+from gatewayd.bus.tail import Gently, ReadBack, Seen, read_back
 from gatewayd.committed import Committed
 from gatewayd.interfaces import IEventBus
 from gatewayd.times import Wall, parse_rfc3339
@@ -258,13 +257,13 @@ class NatsBus:
         )
 
     def slice(
-        self, subject: str, payload: bytes, count: int, timeout_s: float, heard: Callable[[Msg], object]
+        self, subject: str, payload: bytes, count: int, timeout_s: float, heard: Callable[[Delivery], object]
     ) -> Deferred[Unpublished | None]:
         """See tail.Reading."""
         return Deferred.fromCoroutine(self._slice(subject, payload, count, timeout_s, heard))
 
     async def _slice(
-        self, subject: str, payload: bytes, count: int, timeout_s: float, heard: Callable[[Msg], object]
+        self, subject: str, payload: bytes, count: int, timeout_s: float, heard: Callable[[Delivery], object]
     ) -> Unpublished | None:
         client = self._client
         if client is None:
@@ -272,9 +271,9 @@ class NatsBus:
         ended: Deferred[Unpublished | None] = Deferred()
         left = count
 
-        def hear(message: Msg) -> None:
+        def hear(message: Delivery) -> None:
             nonlocal left
-            over = ends_slice(message)
+            over = message.status >= 400  # nothing more to come, or the slice's time is over
             if not over:
                 heard(message)
                 left -= 1

@@ -11,12 +11,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias
 
-from nats.aio.msg import Msg
 from twisted.internet.defer import Deferred
 
 from gatewayd.bus.api import Api, api
+from gatewayd.bus.inlet import Delivery
 from gatewayd.bus.publication import Cause, Unpublished
-from gatewayd.bus.requests import status_of
 from gatewayd.times import Wall, format_wall, parse_rfc3339
 
 Seen: TypeAlias = Callable[[str, Mapping[str, str], int, Wall], object]
@@ -42,8 +41,8 @@ class ReadBack:
 @dataclass(frozen=True, slots=True)
 class Gently:
     """
-    Read in the background: `count` messages at a time, `pause` awaited in between. nats-py's client takes up to 0.1 ms
-    for a message, during which nothing else runs: a thousand of them at once are a webhook's whole latency.
+    Read in the background: `count` messages at a time, `pause` awaited in between, so that whatever looks at them
+    keeps nobody waiting for longer than for a few.
     """
 
     count: int
@@ -54,7 +53,7 @@ class Reading(Api, Protocol):
     """The connection, as the reader needs it."""
 
     def slice(
-        self, subject: str, payload: bytes, count: int, timeout_s: float, heard: Callable[[Msg], object]
+        self, subject: str, payload: bytes, count: int, timeout_s: float, heard: Callable[[Delivery], object]
     ) -> Deferred[Unpublished | None]:
         """Ask, and hear `count` messages or fewer; fires when they came or the server said that there are no more."""
 
@@ -137,7 +136,7 @@ class _Reader:
         self.done = False
         self.error: Exception | None = None
 
-    def heard(self, message: Msg) -> None:
+    def heard(self, message: Delivery) -> None:
         """One message, whose reply subject says where it stands; see _place."""
         sequence, delivered, at, self.pending = place(message.reply)
         if sequence >= self._last:
@@ -148,7 +147,7 @@ class _Reader:
         try:
             if delivered != self.count:
                 raise RuntimeError(f"message {delivered} of the consumer came as number {self.count}")
-            self._seen(message.subject, message.headers or {}, sequence, at)
+            self._seen(message.subject, message.headers, sequence, at)
         except Exception as error:
             self.error = error
 
@@ -163,8 +162,3 @@ def place(reply: str) -> tuple[int, int, Wall, int]:
     first = 5 if len(parts) == 9 else 7
     sequence, delivered, ns, pending = (int(part) for part in parts[first : first + 4])
     return sequence, delivered, Wall(ns / 1e9), pending
-
-
-def ends_slice(message: Msg) -> bool:
-    """True for the status line with which a server ends a slice: nothing more to come, or its time is over."""
-    return status_of(message.headers) >= 400

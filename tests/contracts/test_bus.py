@@ -330,12 +330,12 @@ async def publish_raw(bus: NatsBus, subject: str, body: bytes, *headers: str) ->
     """One message with these header lines; the members of JetStream's answer."""
     head = ("NATS/1.0\r\n" + "".join(f"{line}\r\n" for line in headers) + "\r\n").encode()
     inbox: list[Any] = []
-    ear = await bus._loop.from_asyncio(bus._client.listen(inbox.append))  # type: ignore[union-attr]
+    token = bus._requests.add(bus._clock.seconds() + 5.0, inbox.append)
     size = f"{len(head)} {len(head) + len(body)}"
-    bus._client.write(f"HPUB {subject} {ear.inbox} {size}\r\n".encode() + head + body + b"\r\n")  # type: ignore[union-attr]
+    reply = f"{bus._inbox.decode()}.{token}"
+    bus._client.write(f"HPUB {subject} {reply} {size}\r\n".encode() + head + body + b"\r\n")  # type: ignore[union-attr]
     await until(lambda: inbox)
-    await bus._loop.from_asyncio(ear.close())
-    read: dict[str, Any] = json.loads(inbox[0].data)
+    read: dict[str, Any] = json.loads(inbox[0].body)
     return read
 
 

@@ -72,9 +72,10 @@ ACKS = [(b"1", b"1", None), (b"2", b"2", b"true"), (b"3", b"3", None), (b"14", b
 
 def take_acks(pieces: Iterable[bytes]) -> tuple[list[tuple[bytes, bytes, bytes | None]], bytes]:
     inlet = Inlet(INBOX, 1, b"s")
-    acks, passed = [], b""
+    acks: list[tuple[bytes, bytes, bytes | None]] = []
+    passed = b""
     for piece in pieces:
-        found, rest = inlet.feed(piece)
+        found, _, rest = inlet.feed(piece)
         acks += found
         passed += rest
     return acks, passed
@@ -110,5 +111,43 @@ class InletTests(SynchronousTestCase):
     def test_endless_line(self) -> None:
         """What never ends its line goes on, so that nothing is held without a bound."""
         inlet = Inlet(INBOX, 1, b"s")
-        passed = b"".join(inlet.feed(b"x" * 1000)[1] for _ in range(200))
+        passed = b"".join(inlet.feed(b"x" * 1000)[2] for _ in range(200))
         assert len(passed) > 100_000
+
+
+def delivery(sid: int, head: bytes, reply: bytes = b"$JS.ACK.s.c.1.7.3.1.0") -> bytes:
+    head = b"NATS/1.0" + head + b"\r\n\r\n"
+    return b"HMSG signals.normalized %d %b%d %d\r\n%b\r\n" % (
+        sid,
+        reply + b" " * bool(reply),
+        len(head),
+        len(head),
+        head,
+    )
+
+
+class DeliveryTests(SynchronousTestCase):
+    """What somebody listens for is taken out; the rest goes on."""
+
+    ours = delivery(4, b"\r\nNats-Msg-Id: gw:1:norm\r\nSource:  a\r\nSource: b")
+    end = delivery(4, b" 404 No Messages", reply=b"")
+    others = delivery(5, b"\r\nA: b")
+
+    def test_deliveries(self) -> None:
+        """Subject, reply and headers of each, the status of a line that ends a slice; however they are cut."""
+        data = self.ours + self.others + message(b"1", ack(1)) + self.end
+        for at in range(len(data)):
+            inlet = Inlet(INBOX, 1, b"s")
+            inlet.ears.add(4)
+            first, second = inlet.feed(data[:at]), inlet.feed(data[at:])
+            found, last = first[1] + second[1]
+            self.assertEqual((found.subject, found.reply), ("signals.normalized", "$JS.ACK.s.c.1.7.3.1.0"))
+            self.assertEqual(found.headers, {"Nats-Msg-Id": "gw:1:norm", "Source": "a"})
+            self.assertEqual((found.status, last.status, last.reply, last.headers), (0, 404, "", {}))
+            self.assertEqual(first[0] + second[0], [(b"1", b"1", None)])
+            self.assertEqual(first[2] + second[2], self.others)
+
+    def test_nobody_listens(self) -> None:
+        """Without an ear everything goes on."""
+        inlet = Inlet(INBOX, 1, b"s")
+        self.assertEqual(inlet.feed(self.ours), ([], [], self.ours))

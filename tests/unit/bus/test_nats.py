@@ -8,6 +8,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from gatewayd.bus.client import Ear, NatsSettings, Server
+from gatewayd.bus.inlet import Delivery
 from gatewayd.bus.nats import NatsBus
 from gatewayd.bus.publication import BusState, Cause, Message, Published, Unpublished
 from gatewayd.bus.requests import Reply
@@ -65,11 +66,9 @@ class Connection:
         self.written.append(b"UNSUB")
 
 
-class Delivery:
-    """A message as the driver hands it on."""
-
-    def __init__(self, status: str = "") -> None:
-        self.headers = {"Status": status} if status else {"Nats-Msg-Id": "a"}
+def delivery(status: int = 0) -> Delivery:
+    """A message of a slice, or the status line that ends it."""
+    return Delivery(1, "a", "", {} if status else {"Nats-Msg-Id": "a"}, status)
 
 
 class BusTests(SynchronousTestCase):
@@ -202,16 +201,16 @@ class BusTests(SynchronousTestCase):
             self.connection.written.clear()
             slice_ = self.bus.slice("next", b"{}", 2, 5.0, heard.append)
             self.assertEqual(self.connection.written, [b"PUB next _INBOX.y 2\r\n{}\r\n"])
-            self.connection.heard(Delivery())
+            self.connection.heard(delivery())
             self.assertNoResult(slice_)
             return slice_
 
         slice_ = ask()
-        self.connection.heard(Delivery())
+        self.connection.heard(delivery())
         self.assertIsNone(self.successResultOf(slice_))
-        self.connection.heard(Delivery())
+        self.connection.heard(delivery())
         slice_ = ask()
-        self.connection.heard(Delivery("408"))
+        self.connection.heard(delivery(408))
         self.assertIsNone(self.successResultOf(slice_))
         slice_ = ask()
         self.pump(5.1)
