@@ -17,3 +17,32 @@ The pure modules (their first lines say so) never meet a reactor, a clock or a d
 """
 
 __version__ = "0.1.0"
+
+import json
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+PACKAGE: Final = Path(__file__).parent
+COMPILED: Final = "compiled.json"
+"""Which sources the compiled modules beside them were made of; absent when none were."""
+
+
+def _check_compiled() -> None:
+    """ImportError when a compiled module would hide a source that it was not made of, as after an upgrade in place."""
+    if f"{__name__}.compilation" in sys.orig_argv:
+        return  # who puts it right
+    try:
+        made_of = json.loads((PACKAGE / COMPILED).read_bytes())
+    except FileNotFoundError:
+        return
+    for name, digest in made_of.items():
+        if sha256((PACKAGE / f"{name}.py").read_bytes()).hexdigest() != digest:
+            raise ImportError(
+                f"the compiled modules in {PACKAGE} are of other sources: make them again with "
+                f"`python -m {__name__}.compilation`, or take them away with its --remove"
+            )
+
+
+_check_compiled()

@@ -6,6 +6,8 @@ refused here. One message is parsed at a time: what follows it stays unparsed un
 and bounds are the caller's to keep. Never answers, never reads a clock, never knows what is served.
 """
 
+from typing import Any
+
 import httptools
 
 from gatewayd.http import rules
@@ -71,7 +73,7 @@ class Framing:
         self._at_once = min(limits.request_line, limits.header_line, limits.head - 4)
         self._data = b""
         self._position = 0
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser: Any = httptools.HttpRequestParser(self)  # None once closed
         self._good_host: bytes | None = None
         # The head under way. `_raw` is what was fed of it so far, only when it came in pieces.
         self._raw = bytearray()
@@ -125,7 +127,7 @@ class Framing:
 
     def close(self) -> None:
         """Drop what is held and break the cycle with the parser; nothing can be read any more."""
-        del self._parser
+        self._parser = None
         self._raw = bytearray()
         self.rest()
 
