@@ -43,6 +43,7 @@ from gatewayd.health import Health, Phase
 from gatewayd.http.addresses import Kind
 from gatewayd.http.inherited import Inherited
 from gatewayd.http.message import Request, Response
+from gatewayd.http.proxied import Proxies
 from gatewayd.http.site import Site
 from gatewayd.ingress.addresses import AddressBuckets
 from gatewayd.ingress.events import FACTS_HEADER, MSG_ID_HEADER, Events, parse_nonce
@@ -207,7 +208,7 @@ class Core:
         self.bus.on_connected = self.keeper.prepare
         self.live.widen = self.keeper.widen
         self.site = self._site()
-        self.listeners = Listeners(world.reactor, world.loop.event_loop, settings, self.site, inherited)
+        self.listeners = self._listeners(inherited)
         self.live.load_certificates = self.listeners.load_certificates
         self.standing = self._standing()
         self.lateness = lateness.Lateness()
@@ -289,6 +290,10 @@ class Core:
             turns=Turns(world.reactor, world.loop.soon, Shedding(), pipeline.accept, refuse),
             clock=world.reactor,
         )
+
+    def _listeners(self, inherited: Inherited) -> Listeners:
+        proxies = Proxies(self.site, self.live.announces)
+        return Listeners(self.world.reactor, self.world.loop.event_loop, self.settings, proxies, inherited)
 
     def _site(self) -> Site:
         """The channel's factory and the table of paths."""
@@ -415,6 +420,7 @@ class Core:
         metrics.advance("evictions", self.admission.evictions)
         metrics.advance("log_dropped", self.log.writer.dropped)
         metrics.advance("refused_connections", self.site.refused_connections)
+        metrics.advance("proxy_headers", self.listeners.proxies.refused)
         metrics.reactor_lag.set(self.lateness.worst(self.world.now()))
         metrics.inflight.set(self.site.in_flight)
         metrics.unacked.set(self.bus.unacked)

@@ -17,10 +17,11 @@ from twisted.internet.defer import maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
-from gatewayd.http.addresses import Address, Kind
-from gatewayd.http.endpoint import CannotListen, Certificate, listen, open_inherited, serve_inherited, stop_listening
+from gatewayd.http.addresses import Address, CannotListen, Kind
+from gatewayd.http.certificates import Certificate
+from gatewayd.http.endpoint import listen, open_inherited, serve_inherited, stop_listening
 from gatewayd.http.inherited import FIRST, VARIABLES, Inherited, read_inherited
-from gatewayd.http.site import Site
+from gatewayd.http.proxied import Proxies
 from gatewayd.lifecycle import StartFailed
 from gatewayd.settings import Settings
 
@@ -56,19 +57,23 @@ def take_inherited(environ: MutableMapping[str, str]) -> Inherited:
 
 class Listeners:
     """
-    The ports of the public addresses, all served by one site; `inherited` is what the process was started with.
+    The ports of the public addresses, all served by one site, that of `proxies`, which reads what proxies send first;
+    `inherited` is what the process was started with.
 
     `addresses` are those of the settings, `waiting` the inherited sockets that are not accepted from yet.
     """
 
-    def __init__(self, reactor: Any, event_loop: Any, settings: Settings, site: Site, inherited: Inherited) -> None:
+    def __init__(
+        self, reactor: Any, event_loop: Any, settings: Settings, proxies: Proxies, inherited: Inherited
+    ) -> None:
         self._reactor = reactor
         self._event_loop = event_loop
         self.addresses = settings.gateway_public_http_addr
         # Together with what a request in flight may take (2.5 s) they are less than the default budget of a stop.
         self._serve_s = min(SERVE_S, settings.gateway_shutdown_timeout * 0.3)
         self._idle_s = min(IDLE_S, settings.gateway_shutdown_timeout * 0.1)
-        self._site = site
+        self.proxies = proxies
+        self._site = proxies.site
         self._inherited = inherited
         self._ports: dict[Address, IListeningPort] = {}
         self.waiting: list[tuple[Address, socket.socket]] = []
@@ -98,7 +103,7 @@ class Listeners:
                     taken += self._open_inherited(address, taken)
                 else:
                     tls = self._own.get(address, self._tls)
-                    self._ports[address] = listen(self._reactor, address, self._site, tls, self._event_loop)
+                    self._ports[address] = self._listen(address, tls)
                     _log.info("listening on {address}", event="listener.open", address=str(address))
         except CannotListen as error:
             raise StartFailed(str(error)) from None
@@ -117,7 +122,7 @@ class Listeners:
         self._end_timer()
         waiting, self.waiting = self.waiting, []
         for address, opened in waiting:
-            port = serve_inherited(self._reactor, opened, self._site, self._tls, self._event_loop)
+            port = serve_inherited(opened, self._site, self._tls, self._event_loop, around=self.proxies.around)
             self._accepted.append(port)
             _log.info("listening on {address}", event="listener.open", address=str(address))
 
@@ -151,6 +156,7 @@ class Listeners:
             await stop_listening(self._reactor, port)
         await self._site.retire(self._idle_s)
         await self._site.drain()
+        self.proxies.close()
         await self._site.close()
 
     def load_certificates(self) -> Callable[[], None]:
@@ -159,14 +165,13 @@ class Listeners:
         loaded = [(certificate, certificate.load()) for certificate in certificates]
 
         def use() -> None:
-            for certificate, options in loaded:
-                certificate.use(options)
-                own: Any = options.certificate
+            for certificate, tls in loaded:
+                certificate.use(tls)
                 _log.info(
                     "new connections get the certificate {file}, valid until {until}",
                     event="listener.certificate",
                     file=certificate.file,
-                    until=own.not_valid_after_utc.isoformat(),
+                    until=tls.own.not_valid_after_utc.isoformat(),
                 )
 
         return use
@@ -175,6 +180,9 @@ class Listeners:
         """The port that a TCP address got."""
         bound: Any = self._ports[address].getHost()
         return int(bound.port)
+
+    def _listen(self, address: Address, tls: Certificate | None) -> IListeningPort:
+        return listen(self._reactor, address, self._site, tls, self._event_loop, around=self.proxies.around)
 
     def _open_inherited(self, address: Address, taken: list[int]) -> list[int]:
         """Take what an address means, to be accepted from later; returns the descriptors."""

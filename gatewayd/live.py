@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 
 from gatewayd.config import Loaded
-from gatewayd.http.endpoint import CannotListen
+from gatewayd.http.addresses import CannotListen
 from gatewayd.ingress.sources import Rules, make_rules
 from gatewayd.lifecycle import StartFailed
 from gatewayd.log import LEVELS, Log
@@ -68,6 +68,10 @@ class Live:
     def get_rules(self) -> Rules:
         """The rules in force."""
         return self.rules
+
+    def announces(self, peer: str) -> bool:
+        """True when the peer's connections must begin with a PROXY header."""
+        return self.get_rules().proxies.announces(peer)
 
     async def reload(self) -> None:
         """Read the settings again and put them in force, or keep the old ones and say why. Never fails."""

@@ -94,6 +94,7 @@ class Metrics:
         log_dropped = counter("log_dropped_total", "Log lines dropped at the queue's bound.")
         self.reloads = counters("config_reloads_total", "Reloads of the settings.", "result")
         refused_connections = counter("connections_refused_total", "Connections closed at a cap.")
+        proxy_headers = counter("proxy_headers_refused_total", "Connections closed for their PROXY header.")
         Gauges(registry, "gatewayd_build_info", "1, with the version.", ("version",)).labels(version).set(1)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
@@ -102,6 +103,7 @@ class Metrics:
             "evictions": cache_evictions,
             "log_dropped": log_dropped,
             "refused_connections": refused_connections,
+            "proxy_headers": proxy_headers,
         }
         self.by_source = {"rate_limit_exceeded": limited, "normalization_errors": normalization}
         self._by_code = self._bind_codes(

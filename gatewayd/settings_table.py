@@ -125,7 +125,8 @@ GROUPS: Final[Mapping[str, tuple[Row, ...]]] = {
             "TRUSTED_PROXIES",
             values.proxies(),
             "none",
-            "whose X-Forwarded-For is believed: networks, or how many proxies stand in front",
+            "whose X-Forwarded-For is believed: networks, or how many proxies stand in front; with proxy-protocol "
+            "every connection of the networks must begin with a PROXY header (version 1 or 2), and is its client's",
             filed=True,
             reloadable=True,
         ),

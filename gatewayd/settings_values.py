@@ -338,27 +338,41 @@ def networks(*words: str) -> Kind:
     return Kind(f"a list of CIDR networks and addresses{others}", parse, show, many=True)
 
 
+_PROTOCOL: Final = "proxy-protocol"
+
+
 def proxies() -> Kind:
-    """Whose X-Forwarded-For is believed: networks, how many proxies stand in front (1 to 16), or both."""
+    """
+    Whose X-Forwarded-For is believed: networks, how many proxies stand in front (1 to 16), or both; and whether the
+    networks' connections begin with a PROXY header.
+    """
 
     def parse(items: tuple[str, ...]) -> object:
         if [item.lower() for item in items] == ["none"]:
             return Proxies()
-        if any(item.lower().replace("_", "-") == "proxy-protocol" for item in items):
-            return Wrong("the PROXY protocol is not available in this version")
+        protocol = any(item.lower() == _PROTOCOL for item in items)
+        items = tuple(item for item in items if item.lower() != _PROTOCOL)
         counts = [int(item) for item in items if _WHOLE.fullmatch(item) is not None]
         found = _networks([item for item in items if _WHOLE.fullmatch(item) is None])
         if isinstance(found, Wrong):
             return found
         if len(counts) > 1 or any(not 1 <= count <= 16 for count in counts):
             return Wrong("one hop count, from 1 to 16")
-        return Proxies(found, *counts)
+        if protocol and not found:
+            return Wrong(f"{_PROTOCOL} goes with the networks of the proxies that speak it")
+        return Proxies(found, counts[0] if counts else 0, protocol)
 
     def show(value: Proxies) -> str:
         hops = [str(value.hops)] if value.hops else []
-        return ",".join([str(network) for network in value.networks] + hops) or "none"
+        spoken = [_PROTOCOL] if value.protocol else []
+        return ",".join([str(network) for network in value.networks] + hops + spoken) or "none"
 
-    return Kind("a list of CIDR networks and addresses, a hop count from 1 to 16, or none", parse, show, many=True)
+    return Kind(
+        "a list of CIDR networks and addresses, a hop count from 1 to 16, proxy-protocol, or none",
+        parse,
+        show,
+        many=True,
+    )
 
 
 _SOURCE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)

@@ -26,6 +26,10 @@ _NAME: Final = re.compile(r"[!-9;-~]{1,255}", re.ASCII)
 _DOMAINS: Final = ("INET", "INET6", "UNIX")
 
 
+class CannotListen(Exception):
+    """An address cannot be listened on; the text names it, or the file that keeps it from it, and says why."""
+
+
 class Kind(Enum):
     """What kind of socket an address asks for."""
 

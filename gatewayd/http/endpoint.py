@@ -1,42 +1,32 @@
 """
-Listening: an Address becomes a port, of the event loop's own transports or of Twisted's TCP, TLS or UNIX ones.
+Listening: an Address becomes a port, of the event loop's own transports or of Twisted's; TLS stands on either.
 
 Decides how a socket is bound, which inherited one is fit to be served, what is done about a UNIX socket that a dead
-process left, and how a failure reads. Never parses an address (addresses does), never serves anything.
+process left, and how a failure reads. Never parses an address (addresses does), never reads a certificate
+(certificates does), never serves anything.
 """
 
 import ctypes
 import errno
 import os
-import re
 import select
 import socket
 import stat
 import struct
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, Final, TypeAlias
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from OpenSSL import SSL
-from twisted.internet.defer import maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import (
-    IAddress,
-    IListeningPort,
-    IOpenSSLServerConnectionCreator,
-    IProtocol,
-    IProtocolFactory,
-)
-from twisted.internet.ssl import CertificateOptions
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.internet.task import deferLater
-from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
-from zope.interface import implementer
 
-from gatewayd.http.addresses import Address, Kind
+from gatewayd.http.addresses import Address, CannotListen, Kind
+from gatewayd.http.certificates import Certificate
 from gatewayd.http.eager import EagerPort
 from gatewayd.http.loopport import LoopPort
+from gatewayd.http.tls import SecuredFactory
 
 BACKLOG: Final = 1024
 """Connections that may wait for accept(); the kernel cuts it to net.core.somaxconn."""
@@ -53,7 +43,6 @@ _EMPTYING_TURNS: Final = 40
 
 _FAMILIES: Final = {"INET": socket.AF_INET, "INET6": socket.AF_INET6, "UNIX": socket.AF_UNIX}
 _PROBE_S: Final = 1.0
-_CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _REASONS: Final = {
     errno.EADDRINUSE: "is taken",
     errno.EACCES: "may not be bound by this user",
@@ -62,29 +51,38 @@ _REASONS: Final = {
 }
 
 
-class CannotListen(Exception):
-    """An address cannot be listened on; the text names it and says why, for people."""
+Around: TypeAlias = Callable[[IProtocolFactory], IProtocolFactory]
+
+
+def _alone(factory: IProtocolFactory) -> IProtocolFactory:
+    return factory
 
 
 def listen(
-    reactor: Any, address: Address, factory: IProtocolFactory, tls: Any = None, loop: Any = None
+    reactor: Any,
+    address: Address,
+    factory: IProtocolFactory,
+    tls: Certificate | None = None,
+    loop: Any = None,
+    *,
+    around: Around = _alone,
 ) -> IListeningPort:
     """
     Listen at `address` and have `factory` build the protocols; raises CannotListen at once when that is impossible.
 
-    `tls` is what load_tls gives, or a Certificate: a TCP address is served with it, a TLS one too, in place of its own
-    files as they are now. `loop` is the reactor's event loop, if it has one: plain TCP is then served by its
-    transports, which cost less. Accepted TCP connections have TCP_NODELAY.
+    A TCP address is served with `tls`, a TLS one too, in place of its own files as they are now. `loop` is the
+    reactor's event loop, if it has one: its transports cost less. `around` makes the factory that sees a connection
+    first, before TLS. Accepted TCP connections have TCP_NODELAY.
     """
     if address.kind is Kind.UNIX:
-        return _listen_unix(reactor, address, factory)
+        return _listen_unix(reactor, address, factory, loop)
     if address.kind is Kind.TLS and tls is None:
-        tls = load_tls(address.certificate, address.private_key, address.chain)
-    if tls is not None:
-        factory = _TLSFactory(tls, False, factory, clock=reactor)
+        tls = Certificate(address.certificate, address.private_key, address.chain)
+        tls.use(tls.load())
+    factory = around(factory if tls is None else SecuredFactory(tls.context, factory))
     port: Any
     try:
-        if loop is not None and tls is None:
+        if loop is not None:
             port = LoopPort(loop, address.host, address.port, factory, BACKLOG)
             port.startListening()
         else:
@@ -126,11 +124,11 @@ def open_inherited(descriptors: Iterable[int], address: Address) -> list[socket.
 
 
 def serve_inherited(
-    reactor: Any, listening: socket.socket, factory: IProtocolFactory, tls: Any, loop: Any
+    listening: socket.socket, factory: IProtocolFactory, tls: Certificate | None, loop: Any, *, around: Around = _alone
 ) -> IListeningPort:
     """Accept from now on what waits, and what comes, on a socket that listens already; UNIX ones are never TLS."""
-    if tls is not None and listening.family is not socket.AF_UNIX:
-        factory = _TLSFactory(tls, False, factory, clock=reactor)
+    if listening.family is not socket.AF_UNIX:
+        factory = around(factory if tls is None else SecuredFactory(tls.context, factory))
     port = LoopPort(loop, "", 0, factory, INHERITED_BACKLOG, listening=listening)
     port.startListening()
     return port
@@ -141,85 +139,34 @@ async def stop_listening(reactor: Any, port: IListeningPort) -> None:
     Stop so that no connection is cut: one that is in the kernel's queue when a socket closes is reset.
 
     What wants to connect is dropped first, by a filter that returns 0 for every packet; its client tries again in a
-    second (RFC 6298 2.1), and finds the next process or is refused. Then the queue is emptied, by the reactor.
+    second (RFC 6298 2.1), and finds the next process or is refused; of a UNIX socket the path is removed. Then the
+    queue is emptied, by the reactor.
     """
     listening: Any = getattr(port, "socket", None)
-    if listening is not None and listening.family is not socket.AF_UNIX:
+    if isinstance(port, _UnixPort) and port.remove_path():
+        await _empty(reactor, listening)
+    elif listening is not None and listening.family is not socket.AF_UNIX:
         drop = ctypes.create_string_buffer(_DROP_ALL)
         listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(drop)))
-        queue = select.poll()
-        queue.register(listening, select.POLLIN)
-        for _ in range(_EMPTYING_TURNS):
-            await deferLater(reactor, _EMPTYING_TURN_S)
-            if not queue.poll(0):
-                break
+        await _empty(reactor, listening)
     await maybeDeferred(port.stopListening)
 
 
-@implementer(IOpenSSLServerConnectionCreator)
-class Certificate:
-    """
-    The files of one certificate, of which `file` is the first, and the TLS that new connections get by it.
-
-    Made without reading them; load() reads, use() puts in force, for the connections from then on.
-    """
-
-    def __init__(self, certificate: str, private_key: str, chain: str = "") -> None:
-        self.file = certificate
-        self._files = (certificate, private_key, chain)
-        self._options: CertificateOptions | None = None
-
-    def load(self) -> CertificateOptions:
-        """What the files hold now; CannotListen names the one that cannot be used."""
-        return load_tls(*self._files)
-
-    def use(self, options: CertificateOptions) -> None:
-        """Serve new connections with these; running ones keep theirs."""
-        self._options = options
-
-    def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        """What Twisted asks for each new connection."""
-        if self._options is None:
-            raise RuntimeError("the certificate has not been read yet")
-        return SSL.Connection(self._options.getContext(), None)
+async def _empty(reactor: Any, listening: socket.socket) -> None:
+    queue = select.poll()
+    queue.register(listening, select.POLLIN)
+    for _ in range(_EMPTYING_TURNS):
+        await deferLater(reactor, _EMPTYING_TURN_S)
+        if not queue.poll(0):
+            break
 
 
-def load_tls(certificate: str, private_key: str, chain: str = "") -> CertificateOptions:
-    """
-    Read PEM files: the server's certificate (followed by its chain, or with it in a file of its own) and its key.
-
-    Raises CannotListen naming the file that cannot be used; nothing of a key is ever in the text.
-    """
-    found = _CERTIFICATE.findall(_read(certificate))
-    if not found:
-        raise CannotListen(f"{certificate} has no PEM certificate")
-    if chain:
-        found += _CERTIFICATE.findall(_read(chain))
-    try:
-        own, *others = _load(found)
-    except ValueError:
-        raise CannotListen(f"{certificate} has no usable PEM certificate") from None
-    try:
-        key: Any = load_pem_private_key(_read(private_key), password=None)
-        options = CertificateOptions(privateKey=key, certificate=own, extraCertChain=others)
-        options.getContext()
-    except (SSL.Error, ValueError, TypeError):
-        # The exception's text is left out: it could quote the file.
-        raise CannotListen(f"{private_key} is not the unencrypted PEM key of {certificate}") from None
-    return options
-
-
-class _TLSFactory(TLSMemoryBIOFactory):
-    """TLS in front of a factory that may refuse a connection: Twisted's own would wrap the None."""
-
-    def buildProtocol(self, addr: IAddress | None) -> TLSMemoryBIOProtocol | None:  # type: ignore[override] # None refuses
-        """A TLS protocol around what the factory builds, None when it builds none."""
-        inner: IProtocol | None = self.wrappedFactory.buildProtocol(addr)
-        return None if inner is None else self.protocol(self, inner)
-
-
-def _listen_unix(reactor: Any, address: Address, factory: IProtocolFactory) -> IListeningPort:
+def _listen_unix(reactor: Any, address: Address, factory: IProtocolFactory, loop: Any) -> IListeningPort:
     _remove_stale(address)
+    if loop is not None:
+        port = _UnixPort(loop, "", 0, factory, BACKLOG, listening=_bind_unix(address))
+        port.startListening()
+        return port
     _try_to_bind(address)
     umask = os.umask(0o777)
     # Bound without any permission and then given its own: nobody can connect in between. The reactor's thread is the
@@ -231,6 +178,53 @@ def _listen_unix(reactor: Any, address: Address, factory: IProtocolFactory) -> I
         raise _cannot_listen(address, failed.socketError) from None
     finally:
         os.umask(umask)
+
+
+class _UnixPort(LoopPort):
+    """A port whose path nobody else holds: it is removed at the end."""
+
+    _file: os.stat_result | None = None
+
+    def startListening(self) -> None:
+        """Listen, and know the path again."""
+        super().startListening()
+        self._file = os.stat(self._path)
+
+    def stopListening(self) -> Deferred[None] | None:
+        """Remove the path, and stop."""
+        self.remove_path()
+        return super().stopListening()
+
+    def remove_path(self) -> bool:
+        """Remove the path so that nobody connects any more; False when that is done."""
+        file, self._file = self._file, None
+        if file is None:
+            return False
+        with suppress(OSError):
+            if os.path.samestat(file, os.lstat(self._path)):  # else somebody else has put his own there
+                os.unlink(self._path)
+        return True
+
+    @property
+    def _path(self) -> str:
+        name: Any = self.getHost()
+        return os.fsdecode(name.name)
+
+
+def _bind_unix(address: Address) -> socket.socket:
+    """A socket at a path, as in _listen_unix: nobody can connect before it has its mode."""
+    opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    umask = os.umask(0o777)
+    try:
+        opened.bind(address.path)
+        os.chmod(address.path, 0o777 & ~umask if address.mode is None else address.mode)
+        opened.listen(BACKLOG)
+    except OSError as error:
+        opened.close()
+        raise _cannot_listen(address, error) from None
+    finally:
+        os.umask(umask)
+    return opened
 
 
 def _remove_stale(address: Address) -> None:
@@ -270,15 +264,3 @@ def _cannot_listen(address: Address, error: object) -> CannotListen:
         return CannotListen(f"{address} cannot be listened on: {error}")
     reason = _REASONS.get(number, f"cannot be listened on: {os.strerror(number)}")
     return CannotListen(f"{address} {reason} ({errno.errorcode.get(number, number)})")
-
-
-def _load(certificates: list[bytes]) -> list[Any]:
-    # CertificateOptions is annotated with pyOpenSSL's own types, which pyOpenSSL has deprecated in favour of these.
-    return [x509.load_pem_x509_certificate(pem) for pem in certificates]
-
-
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise CannotListen(f"{path} cannot be read: {error.strerror}") from None

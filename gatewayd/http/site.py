@@ -55,8 +55,8 @@ class Finished(Protocol):
 class Site(Factory):
     """
     The factory of channels. `open` counts connections, `refused_connections` those closed at accept because a bound
-    was reached, `in_flight` requests between their head and their answer, `kept` what there is of bodies that have not
-    come to their end.
+    was reached, `arriving` those that have no channel yet, `in_flight` requests between their head and their answer,
+    `kept` what there is of bodies that have not come to their end.
 
     `route` gives the leaf at a path, None for 404. `refuse` makes the answer of a refusal by the channel itself:
     GW-008, GW-010, GW-015, GW-017; `request` is None when there is no head. `failed` makes the 500 for a bug of a leaf
@@ -87,6 +87,7 @@ class Site(Factory):
         self.draining = False
         self.in_flight = 0
         self.refused_connections = 0
+        self.arriving = 0
         self.kept = Kept()
         self._finished = finished
         self._max_connections = max_connections
@@ -106,13 +107,18 @@ class Site(Factory):
         """Connections now, those handed over to another protocol included."""
         return len(self._channels)
 
+    @property
+    def full(self) -> bool:
+        """True when there may be no further connection."""
+        return len(self._channels) + self.arriving >= self._max_connections
+
     def buildProtocol(self, addr: IAddress | None) -> Channel | None:  # type: ignore[override] # slotted, no Protocol
         """A channel for a new connection; None, which closes it at once, when there are too many."""
         peer: str = getattr(addr, "host", "")
         if peer.startswith("::ffff:") and "." in peer:
             # A socket that takes IPv4 and IPv6, as systemd makes of a bare port: one client, one address.
             peer = peer[7:]
-        if self.open >= self._max_connections or self._by_address.get(_client(peer), 0) >= self._max_per_address:
+        if self.full or self._by_address.get(_client(peer), 0) >= self._max_per_address:
             self.refused_connections += 1
             return None
         return Channel(self, peer)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from io import BytesIO
 from typing import Any, Final
 
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IAddress, IPullProducer, IPushProducer, IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.http import NO_BODY_CODES
@@ -157,8 +158,11 @@ class _Exchange(Streamed):
     # -- what the stock Request calls --------------------------------------------------------------------------------
 
     def getPeer(self) -> IAddress:
-        """The client's address."""
-        return self.transport.getPeer()  # type: ignore[no-any-return]
+        """The client's address; of one behind a PROXY header with port 0."""
+        peer, below = self._channel.peer, self.transport.getPeer()
+        if getattr(below, "host", peer) in (peer, f"::ffff:{peer}"):
+            return below  # type: ignore[no-any-return]
+        return (IPv6Address if ":" in peer else IPv4Address)("TCP", peer, 0)
 
     def getHost(self) -> IAddress:
         """Our address."""

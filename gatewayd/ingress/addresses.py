@@ -48,11 +48,12 @@ def contains(networks: Sequence[Network], text: str) -> bool:
 class Proxies:
     """
     Whose X-Forwarded-For is believed: that of the proxies' networks, or of the last `hops` proxies. With both, hops
-    count only from a peer in the networks.
+    count only from a peer in the networks. `protocol`: what the networks connect begins with a PROXY header.
     """
 
     networks: tuple[Network, ...] = ()
     hops: int = 0
+    protocol: bool = False
 
     def client(self, peer: str, forwarded: Sequence[bytes]) -> str:
         """
@@ -80,6 +81,10 @@ class Proxies:
     def trusted(self, peer: str, forwarded: Sequence[bytes]) -> bool:
         """False when the request passed a proxy that is not ours to believe."""
         return not forwarded or self._is_proxy(peer)
+
+    def announces(self, peer: str) -> bool:
+        """True when the peer's connections must begin with a PROXY header."""
+        return self.protocol and contains(self.networks, peer)
 
     def _is_proxy(self, peer: str) -> bool:
         return contains(self.networks, peer) if self.networks else bool(self.hops)

@@ -21,6 +21,7 @@ from gatewayd.errors import Refused
 from gatewayd.http.addresses import Kind, parse_address
 from gatewayd.http.framing import Framing
 from gatewayd.http.message import Request
+from gatewayd.http.proxyheader import MAX_V2_BYTES, Broken, read_header
 from gatewayd.http.rules import Limits
 from gatewayd.ingress import normalise, strict
 from gatewayd.ingress.addresses import Proxies, parse_ip
@@ -154,6 +155,24 @@ def forwarded(data: bytes) -> Hashable:
         assert client == peer or proxies != Proxies()
         outcomes.append((client == peer, ":" in client))
     return tuple(outcomes)
+
+
+def proxy_header(data: bytes) -> Hashable:
+    """A PROXY header carries an address or none, ends in what was sent, within its bound, and nowhere else before."""
+    found = read_header(data)
+    if found is None:
+        assert len(data) < MAX_V2_BYTES
+        return "more", min(len(data), 17)
+    if isinstance(found, Broken):
+        assert read_header(data + b"x") == found
+        return found.reason, data[:6] == b"PROXY "
+    assert 0 < found.size <= min(len(data), MAX_V2_BYTES)
+    assert 0 <= found.port <= 65535
+    assert read_header(data[: found.size]) == found
+    assert read_header(data[: found.size - 1]) is None
+    if found.address:
+        assert str(parse_ip(found.address)) == found.address
+    return "v1" if data[:1] == b"P" else "v2", ":" in found.address, found.address == "", found.port == 0
 
 
 def settings_file(data: bytes) -> Hashable:
@@ -435,6 +454,32 @@ TARGETS: Final[Mapping[str, Fuzzed]] = {
             b"/",
         ],
         12_000,
+    ),
+    "proxy_header": Fuzzed(
+        proxy_header,
+        [
+            b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 443\r\n",
+            b"PROXY TCP6 2001:db8::7 ::1 4711 443\r\nGET /",
+            b"PROXY UNKNOWN\r\n",
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + b"\xc0\0\2\7" * 3 + b"GET /",
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24" + b"\x20\x01\x0d\xb8" * 9,
+            b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
+        ],
+        [
+            b"PROXY ",
+            b"TCP4 ",
+            b"TCP6 ",
+            b"UNKNOWN",
+            b"\r\n",
+            b" ",
+            b"::",
+            b"65535",
+            b"\x21\x11",
+            b"\x20",
+            b"\0\x0c",
+            b"\xff",
+        ],
+        10_000,
     ),
     "forwarded": Fuzzed(
         forwarded,

@@ -356,7 +356,7 @@ class ProblemsTest(SettingsCase):
             "PORT=70000: a whole number from 0 to 65535",
             "RATE_LIMIT_RPS=nan: a number from",
             "LOG_LEVEL=loud: one of DEBUG, INFO",
-            "the PROXY protocol is not available in this version",
+            "proxy-protocol goes with the networks of the proxies that speak it",
             "REPLAY_WINDOW_SEC=0: ",
             "sources.x.auth=jwt: ",
             "[sources.x]: x is not in ALLOWED_SOURCES",

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, globalLogPublisher
 
 from gatewayd.config import Loaded
-from gatewayd.http.endpoint import CannotListen
+from gatewayd.http.addresses import CannotListen
 from gatewayd.lifecycle import StartFailed
 from gatewayd.live import Live
 from gatewayd.log import Level

@@ -54,6 +54,7 @@ SHOWN: Final = {
     "gateway_log_dropped_total": (),
     "gateway_config_reloads_total": ("result",),
     "gateway_connections_refused_total": (),
+    "gateway_proxy_headers_refused_total": (),
     "gatewayd_build_info": ("version",),
 }
 """Names and labels that dashboards and alerts rely on."""
@@ -325,6 +326,7 @@ class MetricsTest(SynchronousTestCase):
         self.metrics.advance("evictions", 1)
         self.metrics.advance("log_dropped", 2)
         self.metrics.advance("refused_connections", 4)
+        self.metrics.advance("proxy_headers", 5)
         self.assertEqual(
             self.counted(),
             {
@@ -332,6 +334,7 @@ class MetricsTest(SynchronousTestCase):
                 "gateway_idempotency_cache_evictions_total": 1,
                 "gateway_log_dropped_total": 2,
                 "gateway_connections_refused_total": 4,
+                "gateway_proxy_headers_refused_total": 5,
             },
         )
 

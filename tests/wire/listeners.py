@@ -94,14 +94,19 @@ async def serving(
     limits: Limits | None = None,
     address: Address = LOOPBACK,
     tls: Any = None,
+    around: Any = None,
     on_loop: bool = False,
     **bounds: int,
 ) -> AsyncIterator[Served]:
-    """A listening Site; at the end everything is closed, and nothing may be left. `on_loop`: see tcp_serving."""
+    """
+    A listening Site; at the end everything is closed, and nothing may be left. `around`: what stands first at a
+    connection, see listen(). `on_loop`: see tcp_serving.
+    """
     served = Served(default_leaves() if leaves is None else leaves, limits or Limits(), **bounds)
     if on_loop:
         served.loop = reactor_loop()
-    served.port = listen(served.reactor, address, served.site, tls, served.loop)
+    first = around or (lambda factory: factory)
+    served.port = listen(served.reactor, address, served.site, tls, served.loop, around=first)
     try:
         yield served
     finally:

@@ -12,8 +12,9 @@ import pytest_twisted
 from twisted.internet.protocol import Protocol
 from twisted.internet.threads import deferToThread
 
-from gatewayd.http.addresses import Address, Kind, parse_address
-from gatewayd.http.endpoint import CannotListen, listen, load_tls
+from gatewayd.http.addresses import Address, CannotListen, Kind, parse_address
+from gatewayd.http.certificates import Certificate, load_tls
+from gatewayd.http.endpoint import listen
 from gatewayd.http.exchange import HandOver
 from gatewayd.http.rules import Limits
 from gatewayd.http.stock import StockLeaf
@@ -21,7 +22,7 @@ from tests.fakes.connection import Leaf, get, read_answers
 from tests.servers import Certificates, make_certificates
 from tests.unit.http.test_stock import File
 from tests.wire.conftest import Serving
-from tests.wire.listeners import CLIENT_TIMEOUT_S, read_to_end, read_until, serving
+from tests.wire.listeners import CLIENT_TIMEOUT_S, read_to_end, read_until
 
 CLOSE = get("/healthz", "Connection: close")
 
@@ -29,6 +30,13 @@ CLOSE = get("/healthz", "Connection: close")
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+def read(certificates: Certificates) -> Certificate:
+    """The certificate, in force."""
+    certificate = Certificate(str(certificates.cert), str(certificates.key))
+    certificate.use(certificate.load())
+    return certificate
 
 
 def unix_client(path: str, data: bytes) -> bytes:
@@ -121,63 +129,63 @@ async def test_bounds(tcp_serving: Serving) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_unix(tmp_path: Path) -> None:
+async def test_unix(tcp_serving: Serving, tmp_path: Path) -> None:
     """A UNIX socket serves, has its mode from the first moment, is refused while taken, and goes with its port."""
     path = tmp_path / "gw.sock"
     address = parse_address(f"unix:{path}:mode=600")
     leaf = Leaf(methods=(b"GET",))
-    async with serving({b"/healthz": leaf}, address=address) as served:
+    async with tcp_serving({b"/healthz": leaf}, address=address) as served:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         (answer,) = read_answers(await deferToThread(unix_client, str(path), CLOSE))
         assert answer.status == 202
         assert (leaf.requests[0].peer, leaf.requests[0].secure) == ("", False)
         with pytest.raises(CannotListen) as caught:
-            listen(served.reactor, address, served.site)
+            listen(served.reactor, address, served.site, None, served.loop)
         assert str(caught.value) == f"unix:{path} is taken (EADDRINUSE)"
     assert not path.exists()
 
 
 @pytest_twisted.ensureDeferred
-async def test_unix_left_behind(tmp_path: Path) -> None:
+async def test_unix_left_behind(tcp_serving: Serving, tmp_path: Path) -> None:
     """The socket of a dead process is replaced; any other file is left alone and named."""
     path = tmp_path / "gw.sock"
     with socket(AF_UNIX, SOCK_STREAM) as dead:
         dead.bind(str(path))
     assert path.exists()
-    async with serving(address=parse_address(f"unix:{path}")):
+    async with tcp_serving(address=parse_address(f"unix:{path}")):
         (answer,) = read_answers(await deferToThread(unix_client, str(path), CLOSE))
         assert answer.status == 200
     path.write_text("precious")
-    async with serving() as served:
+    async with tcp_serving() as served:
         with pytest.raises(CannotListen) as caught:
-            listen(served.reactor, parse_address(f"unix:{path}"), served.site)
+            listen(served.reactor, parse_address(f"unix:{path}"), served.site, None, served.loop)
         assert str(caught.value) == f"unix:{path} exists and is not a socket"
         missing = tmp_path / "nowhere" / "gw.sock"
         with pytest.raises(CannotListen, match="its directory does not exist"):
-            listen(served.reactor, parse_address(f"unix:{missing}"), served.site)
+            listen(served.reactor, parse_address(f"unix:{missing}"), served.site, None, served.loop)
     assert path.read_text() == "precious"
 
 
 @pytest_twisted.ensureDeferred
-async def test_umask_is_kept(tmp_path: Path) -> None:
+async def test_umask_is_kept(tcp_serving: Serving, tmp_path: Path) -> None:
     """Without a mode the umask decides, and it is the same afterwards, also after a failure."""
     path = tmp_path / "gw.sock"
     before = os.umask(0o027)
     try:
-        async with serving(address=parse_address(f"unix:{path}")) as served:
+        async with tcp_serving(address=parse_address(f"unix:{path}")) as served:
             assert stat.S_IMODE(path.stat().st_mode) == 0o750
             with pytest.raises(CannotListen):
-                listen(served.reactor, parse_address(f"unix:{path}"), served.site)
+                listen(served.reactor, parse_address(f"unix:{path}"), served.site, None, served.loop)
     finally:
         assert os.umask(before) == 0o027
 
 
 @pytest_twisted.ensureDeferred
-async def test_tls(certificates: Certificates) -> None:
+async def test_tls(tcp_serving: Serving, certificates: Certificates) -> None:
     """TLS from the settings or from the address: requests say that they are secure, refusals can be read."""
     leaf = Leaf(methods=(b"GET",))
     own = Address(Kind.TLS, "127.0.0.1", private_key=str(certificates.key), certificate=str(certificates.cert))
-    from_settings = load_tls(str(certificates.cert), str(certificates.key))
+    from_settings = read(certificates)
 
     def client(connection: socket) -> tuple[bytes, bytes]:
         with secured(certificates, connection) as stream:
@@ -187,7 +195,7 @@ async def test_tls(certificates: Certificates) -> None:
             return first, read_to_end(stream)
 
     for address, tls in ((own, None), (Address(Kind.TCP, "127.0.0.1"), from_settings)):
-        async with serving({b"/healthz": leaf}, address=address, tls=tls) as served:
+        async with tcp_serving({b"/healthz": leaf}, address=address, tls=tls) as served:
             first, rest = await served.run(client)
             answers = read_answers(first + rest)
             assert [answer.status for answer in answers] == [202, 202, 400]
@@ -196,9 +204,9 @@ async def test_tls(certificates: Certificates) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_tls_bounds_and_garbage(certificates: Certificates) -> None:
+async def test_tls_bounds_and_garbage(tcp_serving: Serving, certificates: Certificates) -> None:
     """Plain HTTP on a TLS port is closed; a connection beyond the bound is closed before any handshake."""
-    tls = load_tls(str(certificates.cert), str(certificates.key))
+    tls = read(certificates)
 
     def plain(connection: socket) -> bytes:
         connection.sendall(get("/healthz"))
@@ -210,7 +218,7 @@ async def test_tls_bounds_and_garbage(certificates: Certificates) -> None:
             read_until(stream, b'{"ok":true}')
             return served._run(read_to_end)
 
-    async with serving(tls=tls, max_connections=1) as served:
+    async with tcp_serving(tls=tls, max_connections=1) as served:
         assert b"HTTP" not in await served.run(plain)
         await served.until(lambda: served.site.open == 0)
         assert await served.run(second) == b""
@@ -218,7 +226,7 @@ async def test_tls_bounds_and_garbage(certificates: Certificates) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_tls_hand_over(certificates: Certificates) -> None:
+async def test_tls_hand_over(tcp_serving: Serving, certificates: Certificates) -> None:
     """A connection changes hands inside TLS too."""
 
     class Echo(Protocol):
@@ -233,14 +241,14 @@ async def test_tls_hand_over(certificates: Certificates) -> None:
             return received + read_until(stream, b"LATE")
 
     leaf = Leaf(lambda request: HandOver(Echo()), methods=(b"GET",))
-    tls = load_tls(str(certificates.cert), str(certificates.key))
-    async with serving({b"/echo": leaf}, tls=tls) as served:
+    tls = read(certificates)
+    async with tcp_serving({b"/echo": leaf}, tls=tls) as served:
         assert await served.run(client) == b"EARLY LATE"
         await served.until(lambda: served.site.open == 0)
 
 
 @pytest_twisted.ensureDeferred
-async def test_files(certificates: Certificates, tmp_path: Path) -> None:
+async def test_files(tcp_serving: Serving, certificates: Certificates, tmp_path: Path) -> None:
     """A Resource's file of 5 MB comes whole, to a client that reads in small pieces, plain and inside TLS."""
     content = os.urandom(5_000_000)
     (tmp_path / "big.bin").write_bytes(content)
@@ -256,8 +264,8 @@ async def test_files(certificates: Certificates, tmp_path: Path) -> None:
         with secured(certificates, connection) as stream:
             return read_slowly(stream)
 
-    for on_loop, tls in ((True, None), (False, None), (False, load_tls(str(certificates.cert), str(certificates.key)))):
-        async with serving({}, tls=tls, on_loop=on_loop) as served:
+    for tls in (None, read(certificates)):
+        async with tcp_serving({}, tls=tls) as served:
             served.leaves[b"/big.bin"] = StockLeaf(File(str(tmp_path)), served.reactor, corr_id=lambda: "req_file")
             (answer,) = read_answers(await served.run(read_slowly if tls is None else client))
             assert answer.body == content
@@ -265,10 +273,10 @@ async def test_files(certificates: Certificates, tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_silent_tls_client(certificates: Certificates) -> None:
+async def test_silent_tls_client(tcp_serving: Serving, certificates: Certificates) -> None:
     """A client that never finishes its handshake is closed at the deadline of the first head."""
-    tls = load_tls(str(certificates.cert), str(certificates.key))
-    async with serving(tls=tls, limits=Limits(head_s=0.5)) as served:
+    tls = read(certificates)
+    async with tcp_serving(tls=tls, limits=Limits(head_s=0.5)) as served:
         with pytest.raises(ConnectionResetError):
             await served.run(read_to_end)
         await served.until(lambda: served.site.open == 0)
@@ -301,6 +309,5 @@ def test_tls_chain(certificates: Certificates, tmp_path: Path) -> None:
     """A chain may follow the certificate in its file, or stand in one of its own; one file may hold key and all."""
     whole = tmp_path / "whole.pem"
     whole.write_bytes(certificates.cert.read_bytes() + certificates.ca.read_bytes() + certificates.key.read_bytes())
-    assert len(load_tls(str(whole), str(whole)).extraCertChain) == 1
-    options = load_tls(str(certificates.cert), str(certificates.key), str(certificates.ca))
-    assert len(options.extraCertChain) == 1
+    assert len(load_tls(str(whole), str(whole)).chain) == 1
+    assert len(load_tls(str(certificates.cert), str(certificates.key), str(certificates.ca)).chain) == 1

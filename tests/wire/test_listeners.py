@@ -15,9 +15,9 @@ from cryptography import x509
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
-from gatewayd.http.addresses import Address
-from gatewayd.http.endpoint import CannotListen
+from gatewayd.http.addresses import Address, CannotListen
 from gatewayd.http.inherited import Inherited
+from gatewayd.http.proxied import Proxies
 from gatewayd.http.rules import Limits
 from gatewayd.lifecycle import StartFailed
 from gatewayd.listeners import Listeners
@@ -47,18 +47,31 @@ class Given:
         return self._descriptors[address.name or "public"]
 
 
-def made(served: Served, addresses: str, inherited: Any = NONE, **settings: str) -> Listeners:
+def nobody(peer: str) -> bool:
+    """No peer sends a PROXY header."""
+    return False
+
+
+def made(
+    served: Served,
+    addresses: str,
+    inherited: Any = NONE,
+    announces: Callable[[str], bool] = nobody,
+    **settings: str,
+) -> Listeners:
     """Listeners of a site."""
     loaded = load_from({**HOME, "GATEWAY_PUBLIC_HTTP_ADDR": addresses, **settings})
     assert loaded.settings is not None, loaded.problems
-    return Listeners(served.reactor, reactor_loop(), loaded.settings, served.site, inherited)
+    return Listeners(served.reactor, reactor_loop(), loaded.settings, Proxies(served.site, announces), inherited)
 
 
 @asynccontextmanager
-async def listening(addresses: str, inherited: Any = NONE, **settings: str) -> AsyncIterator[tuple[Served, Listeners]]:
+async def listening(
+    addresses: str, inherited: Any = NONE, announces: Callable[[str], bool] = nobody, **settings: str
+) -> AsyncIterator[tuple[Served, Listeners]]:
     """Open listeners and what they serve; nothing is left at the end."""
     served = Served(default_leaves(), Limits())
-    listeners = made(served, addresses, inherited, **settings)
+    listeners = made(served, addresses, inherited, announces, **settings)
     listeners.open()
     try:
         yield served, listeners

@@ -139,7 +139,7 @@ class StockCase(SynchronousTestCase):
         self.assertEqual(request.args, {b"a": [b"1"], b"b": [b"2"], b"c": [b"3"]})
         self.assertEqual(request.getCookie(b"k"), b"v")
         self.assertEqual(request.getHeader(b"host"), b"gw")
-        self.assertEqual(request.getClientAddress().host, "192.168.1.1")
+        self.assertEqual(request.getClientAddress().host, "192.0.2.1")
         self.assertFalse(request.isSecure())
         self.assertEqual((request.prepath, request.postpath), ([b"show"], []))
 

@@ -20,6 +20,15 @@ class ProxyTests(SynchronousTestCase):
         assert Proxies(INSIDE).client("203.0.113.9", [b"198.51.100.1"]) == "203.0.113.9"
         assert Proxies().client("10.0.0.1", [b"198.51.100.1"]) == "10.0.0.1"
 
+    def test_announces(self) -> None:
+        """A PROXY header is expected of the networks only, and of them only where it was asked for."""
+        spoken = Proxies(INSIDE, protocol=True)
+        assert spoken.announces("10.0.0.1")
+        assert spoken.announces("::ffff:10.0.0.1")
+        assert not any(spoken.announces(peer) for peer in ("203.0.113.9", "2001:db8::1", ""))
+        assert not Proxies(INSIDE).announces("10.0.0.1")
+        assert not Proxies(hops=1, protocol=True).announces("10.0.0.1")
+
     def test_right_most_untrusted(self) -> None:
         """Trusted proxies are stepped over from the right; what stands left of the client is its own claim."""
         chain = [b"6.6.6.6, 198.51.100.1, 10.1.1.1"]
