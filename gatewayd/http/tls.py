@@ -101,8 +101,9 @@ class Secured:
 
     def writeConnectionLost(self) -> None:
         """close_notify and FIN are sent: whoever limits how long the peer may take to read them can begin."""
-        if IHalfCloseableProtocol.providedBy(self._above):
-            self._above.writeConnectionLost()  # type: ignore[union-attr] # half-closeable
+        above: Any = self._above
+        if IHalfCloseableProtocol.providedBy(above):
+            above.writeConnectionLost()
 
     def connectionLost(self, reason: Failure) -> None:
         """The connection is gone; without close_notify it was cut, whatever the transport below says."""
@@ -170,7 +171,9 @@ class Secured:
 
     def abortConnection(self) -> None:
         """Reset the connection: what was not sent is thrown away."""
-        self._below.abortConnection()
+        if self._above is not None:
+            self._closing = True
+            self._below.abortConnection()
 
     def loseWriteConnection(self) -> None:
         """As loseConnection(): nothing is half-closed."""

@@ -16,7 +16,8 @@ import pytest
 import pytest_twisted
 
 from tests.fakes.connection import get, read_answers
-from tests.wire.conftest import Serving
+from tests.servers import Certificates
+from tests.wire.conftest import Serving, in_force, secured
 from tests.wire.listeners import read_to_end
 
 ROWS: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "vectors" / "conformance_http.json").read_text())
@@ -37,6 +38,15 @@ def converse(row: dict[str, Any], connection: socket, *, half_close: bool) -> by
     return received + read_to_end(connection)
 
 
+def judge(row: dict[str, Any], data: bytes) -> list[int] | None:
+    """The statuses of what came, None when they are as the row has them."""
+    answers = read_answers(data, heads=row.get("heads", 0))
+    allowed = row["answers"] + ([[200]] if row["open"] else [])
+    statuses = [answer.status for answer in answers]
+    good = len(statuses) == len(allowed) and all(map(list.__contains__, allowed, statuses))
+    return None if good and [answer.closes for answer in answers].index(True) == len(answers) - 1 else statuses
+
+
 @pytest.mark.parametrize("half_close", [False, True], ids=["", "half-close"])
 @pytest_twisted.ensureDeferred
 async def test_conformance(tcp_serving: Serving, half_close: bool) -> None:
@@ -45,11 +55,26 @@ async def test_conformance(tcp_serving: Serving, half_close: bool) -> None:
     async with tcp_serving() as served:
         for row in ROWS:
             data = await served.run(lambda connection, row=row: converse(row, connection, half_close=half_close))  # type: ignore[misc]
-            answers = read_answers(data, heads=row.get("heads", 0))
-            allowed = row["answers"] + ([[200]] if row["open"] else [])
-            statuses = [answer.status for answer in answers]
-            good = len(statuses) == len(allowed) and all(map(list.__contains__, allowed, statuses))
-            if not good or [answer.closes for answer in answers].index(True) != len(answers) - 1:
+            statuses = judge(row, data)
+            if statuses is not None:
+                wrong.append((row["what"], statuses))
+        assert not wrong
+        assert not served.failures
+
+
+@pytest_twisted.ensureDeferred
+async def test_conformance_inside_tls(tcp_serving: Serving, certificates: Certificates) -> None:
+    """The same inside TLS, whose end a client can tell from a cut."""
+    wrong = []
+
+    def client(row: dict[str, Any], connection: socket) -> bytes:
+        with secured(certificates, connection, suppress_ragged_eofs=False) as stream:
+            return converse(row, stream, half_close=False)
+
+    async with tcp_serving(tls=in_force(certificates)) as served:
+        for row in ROWS:
+            statuses = judge(row, await served.run(lambda connection, row=row: client(row, connection)))  # type: ignore[misc]
+            if statuses is not None:
                 wrong.append((row["what"], statuses))
         assert not wrong
         assert not served.failures

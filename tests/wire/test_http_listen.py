@@ -2,7 +2,6 @@
 
 import os
 import socket as sockets
-import ssl
 import stat
 from pathlib import Path
 from socket import AF_UNIX, SOCK_STREAM, socket
@@ -13,7 +12,7 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.threads import deferToThread
 
 from gatewayd.http.addresses import Address, CannotListen, Kind, parse_address
-from gatewayd.http.certificates import Certificate, load_tls
+from gatewayd.http.certificates import load_tls
 from gatewayd.http.endpoint import listen
 from gatewayd.http.exchange import HandOver
 from gatewayd.http.rules import Limits
@@ -21,22 +20,10 @@ from gatewayd.http.stock import StockLeaf
 from tests.fakes.connection import Leaf, get, read_answers
 from tests.servers import Certificates, make_certificates
 from tests.unit.http.test_stock import File
-from tests.wire.conftest import Serving
+from tests.wire.conftest import Serving, in_force, secured
 from tests.wire.listeners import CLIENT_TIMEOUT_S, read_to_end, read_until
 
 CLOSE = get("/healthz", "Connection: close")
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
-
-
-def read(certificates: Certificates) -> Certificate:
-    """The certificate, in force."""
-    certificate = Certificate(str(certificates.cert), str(certificates.key))
-    certificate.use(certificate.load())
-    return certificate
 
 
 def unix_client(path: str, data: bytes) -> bytes:
@@ -46,12 +33,6 @@ def unix_client(path: str, data: bytes) -> bytes:
         connection.connect(path)
         connection.sendall(data)
         return read_to_end(connection)
-
-
-def secured(certificates: Certificates, connection: socket) -> ssl.SSLSocket:
-    """The client's side of TLS."""
-    context = ssl.create_default_context(cafile=str(certificates.ca))
-    return context.wrap_socket(connection, server_hostname="localhost")
 
 
 @pytest_twisted.ensureDeferred
@@ -185,7 +166,7 @@ async def test_tls(tcp_serving: Serving, certificates: Certificates) -> None:
     """TLS from the settings or from the address: requests say that they are secure, refusals can be read."""
     leaf = Leaf(methods=(b"GET",))
     own = Address(Kind.TLS, "127.0.0.1", private_key=str(certificates.key), certificate=str(certificates.cert))
-    from_settings = read(certificates)
+    from_settings = in_force(certificates)
 
     def client(connection: socket) -> tuple[bytes, bytes]:
         with secured(certificates, connection) as stream:
@@ -206,7 +187,7 @@ async def test_tls(tcp_serving: Serving, certificates: Certificates) -> None:
 @pytest_twisted.ensureDeferred
 async def test_tls_bounds_and_garbage(tcp_serving: Serving, certificates: Certificates) -> None:
     """Plain HTTP on a TLS port is closed; a connection beyond the bound is closed before any handshake."""
-    tls = read(certificates)
+    tls = in_force(certificates)
 
     def plain(connection: socket) -> bytes:
         connection.sendall(get("/healthz"))
@@ -241,7 +222,7 @@ async def test_tls_hand_over(tcp_serving: Serving, certificates: Certificates) -
             return received + read_until(stream, b"LATE")
 
     leaf = Leaf(lambda request: HandOver(Echo()), methods=(b"GET",))
-    tls = read(certificates)
+    tls = in_force(certificates)
     async with tcp_serving({b"/echo": leaf}, tls=tls) as served:
         assert await served.run(client) == b"EARLY LATE"
         await served.until(lambda: served.site.open == 0)
@@ -264,7 +245,7 @@ async def test_files(tcp_serving: Serving, certificates: Certificates, tmp_path:
         with secured(certificates, connection) as stream:
             return read_slowly(stream)
 
-    for tls in (None, read(certificates)):
+    for tls in (None, in_force(certificates)):
         async with tcp_serving({}, tls=tls) as served:
             served.leaves[b"/big.bin"] = StockLeaf(File(str(tmp_path)), served.reactor, corr_id=lambda: "req_file")
             (answer,) = read_answers(await served.run(read_slowly if tls is None else client))
@@ -275,7 +256,7 @@ async def test_files(tcp_serving: Serving, certificates: Certificates, tmp_path:
 @pytest_twisted.ensureDeferred
 async def test_silent_tls_client(tcp_serving: Serving, certificates: Certificates) -> None:
     """A client that never finishes its handshake is closed at the deadline of the first head."""
-    tls = read(certificates)
+    tls = in_force(certificates)
     async with tcp_serving(tls=tls, limits=Limits(head_s=0.5)) as served:
         with pytest.raises(ConnectionResetError):
             await served.run(read_to_end)

@@ -11,14 +11,13 @@ import pytest
 import pytest_twisted
 from twisted.logger import LogEvent, globalLogPublisher
 
-from gatewayd.http.certificates import Certificate
 from gatewayd.http.message import Response
 from gatewayd.http.proxied import Proxies
 from gatewayd.http.rules import Limits
 from tests.fakes.connection import Leaf, get, read_answers
-from tests.servers import make_certificates
+from tests.servers import Certificates
 from tests.unit.http.test_proxyheader import v2, v2_tcp
-from tests.wire.conftest import Serving
+from tests.wire.conftest import Serving, in_force
 from tests.wire.listeners import Served, read_to_end, read_until
 
 CLOSE = get("/who", "Connection: close")
@@ -179,12 +178,9 @@ async def test_bounds(tcp_serving: Serving) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_before_tls(tcp_serving: Serving, tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_before_tls(tcp_serving: Serving, certificates: Certificates) -> None:
     """The header stands in front of the handshake, also in one piece with its first bytes."""
-    files = make_certificates(tmp_path_factory.mktemp("certificates"))
-    certificate = Certificate(str(files.cert), str(files.key))
-    certificate.use(certificate.load())
-    context = ssl.create_default_context(cafile=str(files.ca))
+    context = ssl.create_default_context(cafile=str(certificates.ca))
 
     def client(connection: socket) -> bytes:
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -211,7 +207,7 @@ async def test_before_tls(tcp_serving: Serving, tmp_path_factory: pytest.TempPat
         return received
 
     leaves = who()
-    async with tcp_serving(leaves, around=Around(), tls=certificate) as served:
+    async with tcp_serving(leaves, around=Around(), tls=in_force(certificates)) as served:
         (answer,) = read_answers(await served.run(client))
         assert (answer.status, json.loads(answer.body)) == (200, ["192.0.2.7"] * 2)
     assert leaves[b"/who"].requests[0].secure
