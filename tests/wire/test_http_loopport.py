@@ -203,6 +203,29 @@ def test_nothing_stands_between(run: Run) -> None:
     run(scenario)
 
 
+def test_what_comes_at_once(run: Run) -> None:
+    """A piece of what comes in is small enough for the allocator to keep its memory; uvloop has its own buffer."""
+    sizes: list[int] = []
+
+    class Measuring(Side):
+        def dataReceived(self, data: bytes) -> None:
+            sizes.append(len(data))
+
+    async def scenario(world: World) -> None:
+        world.make = Measuring
+        client, side = await world.connect()
+        side.transport.pauseProducing()
+        sending = asyncio.ensure_future(world.send(client, BIG))
+        await asyncio.sleep(0.05)
+        side.transport.resumeProducing()
+        await sending
+        await until(lambda: sum(sizes) == len(BIG))
+        assert max(sizes) <= (65536 if isinstance(world.loop, asyncio.SelectorEventLoop) else 262144)
+        client.close()
+
+    run(scenario)
+
+
 def test_writes_after_the_end_are_dropped(run: Run) -> None:
     """After any of the three ends and after the loss a write is nothing, also one whose method was kept by a guest."""
 
