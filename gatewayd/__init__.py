@@ -16,27 +16,24 @@ Read top-down; every arrow of a request points the same way:
 The pure modules (their first lines say so) never meet a reactor, a clock or a driver.
 """
 
+import sys
+from pathlib import Path
+
 __version__ = "0.1.0"
 
-import json
-import sys
-from hashlib import sha256
-from pathlib import Path
-from typing import Final
-
-PACKAGE: Final = Path(__file__).parent
-COMPILED: Final = "compiled.json"
-"""Which sources the compiled modules beside them were made of; absent when none were."""
+PACKAGE = Path(__file__).parent
+COMPILED = "compiled.json"
+"""Digests of the sources that the compiled modules beside them were made of; absent when there are none."""
 
 
 def _check_compiled() -> None:
     """ImportError when a compiled module would hide a source that it was not made of, as after an upgrade in place."""
-    if f"{__name__}.compilation" in sys.orig_argv:
-        return  # who puts it right
-    try:
-        made_of = json.loads((PACKAGE / COMPILED).read_bytes())
-    except FileNotFoundError:
+    if not (PACKAGE / COMPILED).exists() or f"{__name__}.compilation" in sys.orig_argv:
         return
+    import json
+    from hashlib import sha256
+
+    made_of = json.loads((PACKAGE / COMPILED).read_bytes())
     for name, digest in made_of.items():
         if sha256((PACKAGE / f"{name}.py").read_bytes()).hexdigest() != digest:
             raise ImportError(

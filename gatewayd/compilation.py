@@ -37,6 +37,9 @@ MODULES: Final = (
 )
 """What a webhook passes through. Left out: subclasses of Deferred and of Twisted's services, and what is seldom run."""
 
+EXTENDED: Final = frozenset({"Response", "Streamed"})
+"""Compiled classes that have subclasses elsewhere."""
+
 _BUILD: Final = """
 import sys
 from setuptools import setup
@@ -54,7 +57,7 @@ def build(target: Path) -> int:
         shutil.copytree(PACKAGE, work / "gatewayd", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
         sources = [work / "gatewayd" / f"{module}.py" for module in MODULES]
         for source in sources:
-            source.write_text(declare_last(source.read_text("utf-8")), "utf-8")
+            source.write_text(prepare(source.read_text("utf-8")), "utf-8")
         (work / "mypy.ini").write_text(_MYPY)
         (work / "build.py").write_text(_BUILD)
         paths = [str(source.relative_to(work)) for source in sources]
@@ -68,16 +71,21 @@ def build(target: Path) -> int:
     return len(sources)
 
 
-def declare_last(source: str) -> str:
+def prepare(source: str) -> str:
     """
-    The source with `@implementer(...)` said behind its class: of a class with a decorator that it does not know mypyc
-    makes a plain one, whose attributes are no faster than before.
+    The source as mypyc likes it. `@implementer(...)` is said behind its class: of a class with a decorator that it does
+    not know mypyc makes a plain one, whose attributes are no faster than before. Classes that others extend say so.
     """
     lines = source.splitlines(keepends=True)
     said: list[str] = []
     for node in ast.parse(source).body:
         if not isinstance(node, ast.ClassDef):
             continue
+        if node.name in EXTENDED:
+            lines[node.lineno - 1] = (
+                "from mypy_extensions import mypyc_attr\n\n\n"
+                f"@mypyc_attr(allow_interpreted_subclasses=True)\n{lines[node.lineno - 1]}"
+            )
         for decorator in node.decorator_list:
             if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "implementer":
                 lines[decorator.lineno - 1 : decorator.end_lineno] = ["\n"] * len(
@@ -85,8 +93,6 @@ def declare_last(source: str) -> str:
                 )
                 interfaces = ", ".join(ast.unparse(one) for one in decorator.args)
                 said.append(f"classImplements({node.name}, {interfaces})\n")
-    if not said:
-        return source
     text = "".join(lines).replace("import implementer", "import classImplements")
     return "\n".join([text, *said])
 

@@ -1,0 +1,98 @@
+"""The compiled modules: made, found, and refused when the sources beside them are other ones."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gatewayd.compilation import MODULES, digests, prepare
+from tests.documents import ROOT
+
+pytest_plugins = ("tests.reporting",)
+
+FULL = bool(os.environ.get("GATEWAYD_TEST_FULL"))
+REPLACING = (
+    *(
+        "test_common_bodies_take_the_fast_road",
+        "test_a_fault_of_ours",
+        "test_an_overload",
+        "test_whose_connection_rests",
+    ),
+    *("test_both_bounds", "test_any_state"),
+)
+"""Tests that put a function, or a value of another type, in place of one of ours, which only sources allow."""
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy of the package without anything compiled."""
+    leave = shutil.ignore_patterns("*.so", "__pycache__", "compiled.json")
+    shutil.copytree(ROOT / "gatewayd", tmp_path / "gatewayd", ignore=leave)
+    return tmp_path / "gatewayd"
+
+
+def run(package: Path, *arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """Python with this copy of the package."""
+    environ = {**os.environ, "PYTHONPATH": f"{package.parent}:{ROOT}"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=package.parent,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def test_other_sources(package: Path) -> None:
+    """After an upgrade in place nothing starts, and the error says what to do; --remove puts it right."""
+    (package / "compiled.json").write_text(json.dumps(digests(package)))
+    stale = package / "times.cpython-0-x.so"
+    stale.write_bytes(b"")
+    assert run(package, "-c", "import gatewayd").returncode == 0
+    with (package / "times.py").open("a") as file:
+        file.write("\n")
+    refused = run(package, "-c", "import gatewayd")
+    assert refused.returncode == 1
+    assert "python -m gatewayd.compilation" in refused.stderr
+    assert run(package, "-m", "gatewayd.compilation", "--remove").returncode == 0
+    assert not stale.exists()
+    assert run(package, "-c", "import gatewayd").returncode == 0
+
+
+def test_prepared_sources() -> None:
+    """An interface is said behind its class, and the rest of a module stays on its lines."""
+    source = "from zope.interface import implementer\n\n\n@implementer(A, B)\nclass C:\n    x = 1\n"
+    prepared = prepare(source)
+    assert prepared.splitlines()[4:6] == ["class C:", "    x = 1"]
+    assert prepared.rstrip().endswith("classImplements(C, A, B)")
+    for name in MODULES:
+        compile(prepare((ROOT / f"gatewayd/{name}.py").read_text()), name, "exec")
+
+
+def test_compiled(package: Path, not_run: Callable[[str], None]) -> None:
+    """Every unit test and contract passes with the compiled modules, but for those that replace what they test."""
+    if not FULL:
+        not_run("compiling takes minutes; GATEWAYD_TEST_FULL=1 does it")
+        return
+    made = run(package, "-m", "gatewayd.compilation", timeout_s=900)
+    assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-2000:]
+    found = run(package, "-c", "import gatewayd.http.channel as c; print(c.__file__)").stdout
+    assert found.startswith(str(package))
+    assert found.rstrip().endswith(".so")
+    shutil.copytree(ROOT / "tests", package.parent / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.cfg"):
+        shutil.copy(ROOT / name, package.parent / name)
+    left_out = " and ".join(f"not {name}" for name in (*REPLACING, "architecture", "documents", "claims"))
+    done = run(
+        package,
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit", "tests/contracts", "-k", left_out),
+        timeout_s=900,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
