@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SOURCE := $(shell find gatewayd twisted -type f -not -name '*.pyc' -not -name dropin.cache) setup.cfg pyproject.toml
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test test-simulation test-rest lint types unit test-full bench lock docs install-host remove-host clean
+.PHONY: run test test-simulation test-rest lint types unit test-full compiled bench lock docs install-host remove-host clean
 
 run: $(VENV)/installed
 	@$(BIN)/twistd -n --pidfile= gatewayd $(ARGS)
@@ -22,6 +22,7 @@ $(VENV)/locked: $(VENV)/created requirements.txt
 	@touch $@
 
 $(VENV)/installed: $(VENV)/locked $(SOURCE)
+	@$(BIN)/python -P -m gatewayd.compilation --remove > /dev/null 2>&1 || true
 	@$(BIN)/python -m pip install --quiet --no-deps --force-reinstall .
 	@$(BIN)/python -c 'from twisted.plugin import IPlugin, getPlugins; list(getPlugins(IPlugin))'
 	@touch $@
@@ -53,6 +54,10 @@ types: $(VENV)/testable
 # The long forms of the same promises.
 test-full: lint types $(VENV)/testable
 	GATEWAYD_TEST_FULL=1 $(BIN)/python -m pytest
+
+# Machine code for the modules of a webhook's way, in this venv's copy; needs a C compiler and Python's headers.
+compiled: $(VENV)/testable
+	@$(BIN)/python -P -m gatewayd.compilation
 
 bench: $(VENV)/testable
 	$(BIN)/python -m tests.bench $(ARGS)
