@@ -1,99 +1,198 @@
 """
-How much CPU one accepted webhook costs, and what comes with it. `python -m tests.bench [--quick]`; with `--overload`,
-what becomes of more webhooks than can be served.
+gatewayd beside fair peers: what one accepted webhook costs, and what comes with it. `python -m tests.bench [--quick]`.
 
-gatewayd on one processor; nats-server (file storage) and the load on the others. Interleaved rounds, medians; every
-run is checked: two stored messages for each 202, and nothing but 202. The access log is on, into a file. Not a test:
-figures depend on the machine, only their ratios travel.
+Every server under measurement on one processor; nats-server (file storage) and the load on the others. Fresh processes
+and an empty stream for each round, the servers interleaved within it, medians over the rounds; every run is checked:
+two stored messages for each 202, nothing but 202, and one access line for each. Before the first, every server has to
+answer the same good and bad requests alike (sameness.py). Not a test: figures depend on the machine, only their ratios
+travel.
 """
 
 import argparse
-import statistics
+import os
+import platform
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from tests.bench import exposition, overload
-from tests.bench.rig import Bench
-from tests.streams import run
+from tests.bench import curves, exposition, overload, report, sameness
+from tests.bench.rig import Stand
+from tests.bench.toolchain import PEER_COMMANDS, NotRun
+from tests.gateway import ROOT
+
+DOCUMENT = ROOT / "docs" / "benchmarks.md"
+SHAPES: dict[str, Callable[[Stand, Any, float], dict[str, Any]]] = {
+    "16 connections": lambda stand, target, seconds: stand.closed(target, 16, seconds),
+    "64 connections": lambda stand, target, seconds: stand.closed(target, 64, seconds),
+    "256 connections": lambda stand, target, seconds: stand.closed(target, 256, seconds),
+    "a connection each, 16 at a time": lambda stand, target, seconds: stand.closed(target, 16, seconds, each=True),
+    "1,000/s, open": lambda stand, target, seconds: stand.open(target, 1000, seconds),
+}
+PREFACE = """# Benchmarks
+
+Written by `make bench ARGS=--write`. The figures are of one machine on one day; only their ratios travel.
+
+One processor for the server under measurement, the others for nats-server (file storage, one replica) and for the
+load. TradingView bodies of 85 to 90 bytes, signed `v1=`, two valid secrets. Every server checks signature, window,
+nonce, rate, schema and identity, makes both events, awaits both acknowledgements before it answers 202, counts, and
+writes one JSON access line. Every run was checked: nothing but 202, two stored messages for each, one access line for
+each. Rounds are interleaved, each with fresh processes and an empty stream; medians. "CPU" is the server's process
+alone, user and system time of all its threads, for each accepted webhook; "ratio" is against gatewayd's of the same
+round; "busy" is how much of its processor it used: where that is below 1 under closed load, the server was waiting for
+nats-server, for the load or for other work of the machine, and its rate is not its limit.
+
+The peers are in `tests/bench/peers`, written to be fast: FastAPI under uvicorn with uvloop, httptools, orjson, a
+validating model and asynchronous publishing; Go's net/http with nats.go under GOMAXPROCS=1. Both do less than gatewayd:
+no repair of half-stored pairs, no dead letters, no exact numbers through FastAPI, no refusal of doubled JSON keys, no
+limits for each address, no deadlines beyond the acknowledgement's, no reload, no drain.
+"""
 
 
-async def _fill(url: str, pairs: int) -> None:
-    """Put pairs into the stream that look as if gatewayd had accepted them a moment ago."""
-    import asyncio
-    import secrets
+class Bench:
+    """What is measured here: this tree's gatewayd, others' and the peers that can run."""
 
-    import nats
+    def __init__(self, root: Path, gateways: dict[str, str]) -> None:
+        self.root = root
+        self.gateways = {"gatewayd": "", **gateways}
+        self.peers: dict[str, list[str]] = {}
+        self.notes: list[str] = []
+        self._stands = 0
+        for name, prepare in PEER_COMMANDS.items():
+            try:
+                self.peers[name] = prepare()
+            except NotRun as reason:
+                self.notes.append(f"{name}: not run: {reason}")
+                print(self.notes[-1], flush=True)
 
-    client = await nats.connect(url)
-    stream = client.jetstream()
-    now_ms = int(time.time() * 1000)
-    for start in range(0, pairs, 500):
-        published = []
-        for _ in range(min(500, pairs - start)):
-            identity = secrets.token_hex(16)
-            facts = f"1 body {secrets.token_hex(16)} {secrets.token_hex(16)} v1 {now_ms}"
-            for subject, part in (("signals.raw", "raw"), ("signals.normalized", "norm")):
-                headers = {"Gw-Facts": facts, "Nats-Msg-Id": f"gw:{identity}:{part}", "Source": "tradingview"}
-                published.append(stream.publish(subject, b"{}" * 120, headers=headers))
-        await asyncio.gather(*published)
-    await client.close()
+    def stand(self, **options: Any) -> Stand:
+        """Everything, started on an empty stream and warm."""
+        self._stands += 1
+        stand = Stand(self.root / str(self._stands), **options)
+        try:
+            for name, python in self.gateways.items():
+                stand.add_gateway(name, python)
+            for name, command in self.peers.items():
+                stand.add_peer(name, command)
+            for target in stand.targets:
+                stand.closed(target, 64, 0.5)
+        except BaseException:
+            stand.close()
+            raise
+        return stand
+
+    def round(self, number: int, seconds: float) -> list[dict[str, Any]]:
+        """Every shape of load on every server; the order of the servers turns from shape to shape."""
+        stand = self.stand()
+        rows = []
+        try:
+            if not number:
+                for target in stand.targets:
+                    sameness.check(stand, target)
+            for turn, (shape, measure) in enumerate(SHAPES.items(), number):
+                turned = turn % len(stand.targets)
+                for target in stand.targets[turned:] + stand.targets[:turned]:
+                    rows.append(
+                        {"round": number, "shape": shape, "name": target.name, **measure(stand, target, seconds)}
+                    )
+            for target in stand.targets:
+                target.check_log()
+        finally:
+            stand.close()
+        return rows
 
 
-def measure_start(root: Path, pairs: int) -> dict[str, float]:
-    """Seconds from the start to ready on a stream with so many recent pairs, and the memory then."""
-    bench = Bench(root, {})
+def machine() -> str:
+    """What it ran on."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    model = models[0].partition(": ")[2] if models else platform.machine()
+    python = f"Python {platform.python_version()}"
+    return f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} processors ({model}), Linux {platform.release()}, {python}."
+
+
+def show_curves(bench: Bench, seconds: float) -> tuple[str, str]:
+    """The sections of the curves, and the drawing."""
+    stand = bench.stand()
     try:
-        bench.gateway.start(wait="/readyz")
-        bench.gateway.stop()
-        run(_fill(bench.server.url, pairs))
-        took = bench.gateway.start(wait="/readyz", timeout_s=60)
-        return {"pairs": pairs, "ready_s": took, "rss_mib": bench.gateway.rss_mib()}
+        connections = curves.by_connections(stand, seconds)
+        sizes = curves.by_size(stand, seconds)
+        scraped = curves.scrapes(stand)
     finally:
-        bench.close()
+        stand.close()
+    synced = curves.by_sync(bench.stand, seconds)
+    keys, starts = curves.by_keys(), curves.by_pairs(bench.root)
+    parts = [
+        "## Connections\n",
+        report.grid(connections, "connections", "connections", report.rate_and_tail),
+        "## Body size (16 connections)\n",
+        report.grid(sizes, "size", "bytes", report.rate_and_tail),
+        "## Every message synced (`sync_interval: always`, 64 connections)\n",
+        report.table(["server", "accepted/s", "p99 ms"], _named(synced, ("per_second", 0), ("p99_ms", 1))),
+        "## Remembered keys (the store alone)\n",
+        report.table(
+            ["live keys", "bytes a key", "admission, us"],
+            [[f"{row['live']:,}", f"{row['bytes_a_key']:.0f}", f"{row['admission_us']:.1f}"] for row in keys],
+        ),
+        "## Start\n",
+        report.table(
+            ["recent pairs in the stream", "ready after, s", "RSS MiB"],
+            [[f"{row['pairs']:,}", f"{row['ready_s']:.2f}", f"{row['rss_mib']:.0f}"] for row in starts],
+        ),
+        "## One scrape of /metrics\n",
+        report.table(["server", "ms"], _named(scraped, ("ms", 2))),
+    ]
+    return "\n".join(parts), report.drawing(connections)
+
+
+def _named(rows: list[dict[str, Any]], *columns: tuple[str, int]) -> list[list[str]]:
+    return [[row["name"], *(f"{row[column]:,.{digits}f}" for column, digits in columns)] for row in rows]
+
+
+def soak(bench: Bench, seconds: float) -> str:
+    """Memory under a steady load."""
+    stand = Stand(bench.root / "soak")
+    try:
+        stand.add_gateway("gatewayd")
+        rows = curves.growth(stand, seconds, max(1.0, min(30.0, seconds / 10)))
+    finally:
+        stand.close()
+    lines = [[f"{row['seconds']:.0f}", f"{row['rss_mib']:.1f}", f"{row['p99_ms']:.1f}"] for row in rows]
+    return report.table(["seconds at 1,000/s", "RSS MiB", "p99 ms"], lines)
 
 
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one short round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--quick", action="store_true", help="one short round, no curves")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each run")
+    parser.add_argument("--gatewayd", action="append", default=[], metavar="NAME=PYTHON", help="another one to measure")
+    parser.add_argument("--write", action="store_true", help=f"write {DOCUMENT.relative_to(ROOT)} and its drawing")
+    parser.add_argument("--soak", type=float, metavar="SECONDS", help="memory under a steady load instead")
     parser.add_argument("--overload", action="store_true", help="offer up to three times the peak instead")
     options = parser.parse_args()
-    rounds, seconds = (1, 3.0) if options.quick else (options.rounds, options.seconds)
     if options.overload:
-        overload.main(seconds)
+        overload.main(3.0 if options.quick else 6.0)
         return
+    rounds, seconds = (1, 1.0) if options.quick else (options.rounds, options.seconds)
     with tempfile.TemporaryDirectory() as directory:
-        root = Path(directory)
-        bench = Bench(root / "load", {})
-        try:
-            bench.gateway.start(wait="/readyz")
-            at_rest = bench.gateway.rss_mib()
-            bench.round(64, 1.0)  # warm
-            results = [bench.round(connections, seconds) for _ in range(rounds) for connections in (64, 1)]
-            log_lines = bench.gateway.log_text().count("Incoming request")
-        finally:
-            bench.close()
-        starts = [measure_start(root / f"start{pairs}", pairs) for pairs in ((0,) if options.quick else (0, 30_000))]
-    columns = {
-        "accepted/s": ("per_second", 0),
-        "per CPU s": ("per_cpu_second", 0),
-        "CPU us": ("cpu_us", 1),
-        "p50 ms": ("p50_ms", 2),
-        "p99 ms": ("p99_ms", 2),
-        "RSS MiB": ("rss_mib", 1),
-    }
-    print("connections" + "".join(f"{title:>12}" for title in columns))
-    for connections in (64, 1):
-        rows = [row for row in results if row["connections"] == connections]
-        middles = ((statistics.median(row[name] for row in rows), digits) for name, digits in columns.values())
-        print(f"{connections:>11}" + "".join(f"{middle:>12.{digits}f}" for middle, digits in middles))
-    print(f"memory at rest {at_rest:.1f} MiB; {log_lines} access lines written")
-    for start in starts:
-        print(f"ready after {start['ready_s']:.2f} s on {start['pairs']} recent pairs ({start['rss_mib']:.1f} MiB)")
+        bench = Bench(Path(directory), dict(given.split("=", 1) for given in options.gatewayd))
+        if options.soak:
+            print(soak(bench, options.soak))
+            return
+        rows = [row for number in range(rounds) for row in bench.round(number, seconds)]
+        names = [*bench.gateways, *bench.peers]
+        text = "\n".join([machine(), "", *bench.notes, report.main_table(rows, list(SHAPES), names)])
+        print(text, flush=True)
+        if options.quick:
+            return
+        curved, drawn = show_curves(bench, 1.0)
+    print(curved)
     exposition.main()
+    if options.write:
+        DOCUMENT.write_text(f"{PREFACE}\n{text}\n![rate and p99 against connections](benchmarks.svg)\n\n{curved}")
+        DOCUMENT.with_suffix(".svg").write_text(drawn)
 
 
 if __name__ == "__main__":

@@ -10,54 +10,14 @@ taken from the load.
 
 import json
 import select
-import socket
 import sys
 import time
 from collections import Counter, deque
 
-from tests.bench.load import make_requests
+from tests.bench.load import Connection, make_requests, quantile
 
 WAIT_S = 0.25
 GIVE_UP_S = 2.5
-PER_ADDRESS = 1500
-"""Connections from one address of this machine, below gatewayd's own cap."""
-
-_LENGTH = b"Content-Length: "
-
-
-class Connection:
-    """One keep-alive connection: what it is waiting for, and what came of it so far."""
-
-    __slots__ = ("buffer", "due_at", "sent_at", "socket")
-
-    def __init__(self, port: int, number: int) -> None:
-        own = (f"127.0.0.{1 + number // PER_ADDRESS}", 0)
-        self.socket = socket.create_connection(("127.0.0.1", port), source_address=own)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.setblocking(False)
-        self.buffer = b""
-        self.due_at = 0.0
-        self.sent_at = 0.0
-
-    def read(self) -> int:
-        """The status of the answer, 0 while it is not complete, -1 when the connection is gone."""
-        try:
-            data = self.socket.recv(65536)
-        except BlockingIOError:
-            return 0
-        except OSError:
-            return -1
-        if not data:
-            return -1
-        data = self.buffer = self.buffer + data if self.buffer else data
-        end = data.find(b"\r\n\r\n")
-        if end < 0:
-            return 0
-        at = data.find(_LENGTH) + len(_LENGTH)
-        if len(data) < end + 4 + int(data[at : data.index(b"\r", at)]):
-            return 0
-        self.buffer = b""
-        return int(data[9:12])
 
 
 class Run:
@@ -134,12 +94,6 @@ class Run:
         return seconds
 
 
-def quantile(values: list[float], share: float) -> float:
-    """In milliseconds; 0 when there are none."""
-    ordered = sorted(values)
-    return round(ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000, 2) if ordered else 0.0
-
-
 def main() -> None:
     """See the module."""
     port, connections, seconds, rate, secret = sys.argv[1:6]
@@ -159,6 +113,7 @@ def main() -> None:
         "lost": run.lost,
         "accepted_p50_ms": quantile(accepted, 0.5),
         "accepted_p99_ms": quantile(accepted, 0.99),
+        "accepted_p999_ms": quantile(accepted, 0.999),
         "refused_p99_ms": quantile(refused, 0.99),
         "cpu_share": round((time.process_time() - before) / took, 3),
     }

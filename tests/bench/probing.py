@@ -10,7 +10,7 @@ import json
 import sys
 import time
 
-from tests.bench.openload import quantile
+from tests.bench.load import quantile
 
 PATHS = ("/healthz", "/readyz", "/metrics")
 EVERY_S = 0.02
