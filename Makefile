@@ -59,6 +59,8 @@ test-full: lint types $(VENV)/testable
 compiled: $(VENV)/testable
 	@$(BIN)/python -P -m gatewayd.compilation
 
+# gatewayd beside FastAPI and Go (tests/bench/peers), which are fetched once into ~/.cache/gatewayd-bench. ARGS=--quick:
+# a minute; ARGS=--write: into docs/benchmarks.md.
 bench: $(VENV)/testable
 	$(BIN)/python -m tests.bench $(ARGS)
 

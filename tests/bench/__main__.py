@@ -35,7 +35,7 @@ PREFACE = """# Benchmarks
 Written by `make bench ARGS=--write`. The figures are of one machine on one day; only their ratios travel.
 
 One processor for the server under measurement, the others for nats-server (file storage, one replica) and for the
-load. TradingView bodies of 85 to 90 bytes, signed `v1=`, two valid secrets. Every server checks signature, window,
+load. TradingView bodies of about 90 bytes, signed `v1=`, two valid secrets. Every server checks signature, window,
 nonce, rate, schema and identity, makes both events, awaits both acknowledgements before it answers 202, counts, and
 writes one JSON access line. Every run was checked: nothing but 202, two stored messages for each, one access line for
 each. Rounds are interleaved, each with fresh processes and an empty stream; medians. "CPU" is the server's process
