@@ -32,7 +32,7 @@ Row = dict[str, Any]
 def by_connections(stand: Stand, seconds: float) -> list[Row]:
     """Closed load from more and more connections."""
     return [
-        {"name": target.name, "connections": connections, **stand.closed(target, connections, seconds)}
+        {"name": target.name, "connections": connections, **stand.closed(target, connections, seconds, may_refuse=True)}
         for connections in CONNECTIONS
         for target in stand.targets
     ]
@@ -41,7 +41,7 @@ def by_connections(stand: Stand, seconds: float) -> list[Row]:
 def by_size(stand: Stand, seconds: float) -> list[Row]:
     """Larger and larger bodies from 16 connections."""
     return [
-        {"name": target.name, "size": size, **stand.closed(target, 16, seconds, size=size)}
+        {"name": target.name, "size": size, **stand.closed(target, 16, seconds, size=size, may_refuse=True)}
         for size in SIZES
         for target in stand.targets
     ]
@@ -51,7 +51,7 @@ def by_sync(make: Callable[..., Stand], seconds: float) -> list[Row]:
     """64 connections on a server that syncs every message to its disk before it acknowledges."""
     stand = make(sync_always=True)
     try:
-        return [{"name": target.name, **stand.closed(target, 64, seconds)} for target in stand.targets]
+        return [{"name": target.name, **stand.closed(target, 64, seconds, may_refuse=True)} for target in stand.targets]
     finally:
         stand.close()
 

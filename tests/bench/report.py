@@ -55,8 +55,9 @@ def grid(rows: Sequence[Row], key: str, title: str, cell: Callable[[Row], str]) 
 
 
 def rate_and_tail(row: Row) -> str:
-    """Accepted a second and p99."""
-    return f"{row['per_second']:,.0f}/s, {row['p99_ms']:.1f} ms"
+    """Accepted a second and p99, and how many were refused when any were."""
+    refused = f", {row['refused']} refused" if row["refused"] else ""
+    return f"{row['per_second']:,.0f}/s, {row['p99_ms']:.1f} ms{refused}"
 
 
 def drawing(rows: Sequence[Row]) -> str:
