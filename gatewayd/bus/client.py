@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Protocol
-from urllib.parse import unquote, urlsplit
 
 import nats.errors
 from nats.aio.client import Client as Driver
@@ -28,11 +27,12 @@ from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 
 from gatewayd.bus.inlet import Acks, Delivery, Inlet
+from gatewayd.bus.servers import Server
+from gatewayd.bus.sieve import Sieve
 from gatewayd.secret import Secret
 from gatewayd.settings import Settings
 
 DRIVER: Final = "2.16"
-DEFAULT_PORT: Final = 4222
 CLOSE_S: Final = 0.1
 """How long nats-py may take to end on a socket that is aborted: a turn of the loop, or for ever (tried)."""
 
@@ -77,18 +77,6 @@ class NatsSettings:
     connect_timeout_s: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
-    """One server: its address, and what its URL said of credentials. `url` has none."""
-
-    url: str
-    address: str
-    tls: bool
-    user: str | None = None
-    password: str | None = field(default=None, repr=False)
-    token: str | None = field(default=None, repr=False)
-
-
 def nats_settings_of(settings: Settings) -> NatsSettings:
     """What the settings say of NATS; `servers` is empty where one is embedded."""
     return NatsSettings(
@@ -113,26 +101,6 @@ def _revealed(secret: Secret | None) -> str | None:
 
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
-
-
-def parse_server(url: str) -> Server:
-    """One server of NATS_URL; ValueError, which does not repeat the URL's credentials, when it is none."""
-    text = url if "://" in url else f"nats://{url}"
-    try:
-        parts = urlsplit(text)
-        host, port = parts.hostname, parts.port or DEFAULT_PORT
-    except ValueError:
-        raise ValueError("a server is nats://host:port or tls://host:port") from None
-    if parts.scheme not in ("nats", "tls") or not host or parts.path.strip("/") or parts.query or parts.fragment:
-        raise ValueError("a server is nats://host:port or tls://host:port")
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    url = f"{parts.scheme}://{address}"
-    tls = parts.scheme == "tls"
-    if parts.username is None:
-        return Server(url, address, tls)
-    if parts.password is None:
-        return Server(url, address, tls, token=unquote(parts.username))
-    return Server(url, address, tls, unquote(parts.username), unquote(parts.password))
 
 
 def check_private_names(driver: Callable[[], object] = Driver) -> None:
@@ -180,34 +148,6 @@ class Listener(Protocol):
 
     def answered(self, token: str, headers: Mapping[str, str] | None, body: bytes) -> None:
         """Another message arrived at the inbox, with this last part."""
-
-
-class _Sieve(asyncio.Protocol):
-    """
-    In front of the protocol that nats-py reads from: acknowledgements go to the listener in the very turn in which
-    they come in, everything else goes on as it came. The rest of nats-py notices nothing.
-    """
-
-    def __init__(
-        self, behind: asyncio.Protocol, inlet: Inlet, listener: Listener, deliver: Callable[[Delivery], object]
-    ) -> None:
-        self._feed = inlet.feed
-        self._listener = listener
-        self._deliver = deliver
-        self._pass_on = behind.data_received
-        self.eof_received = behind.eof_received  # type: ignore[method-assign]
-        self.connection_lost = behind.connection_lost  # type: ignore[method-assign]
-        self.pause_writing = behind.pause_writing  # type: ignore[method-assign]
-        self.resume_writing = behind.resume_writing  # type: ignore[method-assign]
-
-    def data_received(self, data: bytes) -> None:
-        acks, deliveries, rest = self._feed(data)
-        if acks:
-            self._listener.acknowledged(acks)
-        for delivery in deliveries:
-            self._deliver(delivery)
-        if rest:
-            self._pass_on(rest)
 
 
 class Client:
@@ -278,7 +218,9 @@ class Client:
         self.inbox = inbox.encode("ascii")
         self._pipe = self._transport()
         self._inlet = Inlet(self.inbox, subscription._id, self._settings.stream.encode("ascii"))
-        self._pipe.set_protocol(_Sieve(self._pipe.get_protocol(), self._inlet, self._listener, self._deliver))
+        self._pipe.set_protocol(
+            Sieve(self._pipe.get_protocol(), self._inlet, self._listener.acknowledged, self._deliver)
+        )
         if self.gone.is_set():
             raise ConnectionError(self.last_error)
         self._ready = True

@@ -23,11 +23,12 @@ from zope.interface import implementer
 
 from gatewayd.aio import Loop
 from gatewayd.bus.api import read_api
-from gatewayd.bus.client import Client, Ear, Link, NatsSettings, Server, describe, parse_server
+from gatewayd.bus.client import Client, Ear, Link, NatsSettings, describe
 from gatewayd.bus.inlet import Acks, Delivery
 from gatewayd.bus.lane import BusCounters, Lane
 from gatewayd.bus.publication import BusState, Cause, Message, Published, Stored, Unpublished
 from gatewayd.bus.requests import NO_RESPONDERS, Answer, Reply, Requests
+from gatewayd.bus.servers import Server, parse_server
 from gatewayd.bus.tail import Gently, ReadBack, Seen, read_back
 from gatewayd.committed import Committed
 from gatewayd.interfaces import IEventBus

@@ -15,8 +15,9 @@ import nats.errors
 
 from gatewayd import state_files
 from gatewayd.bus.api import api, read_api
-from gatewayd.bus.client import NatsSettings, credentials, describe, nats_settings_of, parse_server
+from gatewayd.bus.client import NatsSettings, credentials, describe, nats_settings_of
 from gatewayd.bus.publication import Ack, Message, Unpublished
+from gatewayd.bus.servers import parse_server
 from gatewayd.cli.bulk import BulkDriver
 from gatewayd.cli.console import Code, Failed, json_or_none, plain
 

@@ -10,10 +10,11 @@ from nats.aio.client import Client as Driver
 from twisted.trial.unittest import SynchronousTestCase
 
 from gatewayd.bus.api import read_api
-from gatewayd.bus.client import NatsSettings, check_private_names, credentials, describe, parse_server
+from gatewayd.bus.client import NatsSettings, check_private_names, credentials, describe
 from gatewayd.bus.nats import Seldom, stored_by_leader, stored_direct
 from gatewayd.bus.publication import Cause, Stored, Unpublished
 from gatewayd.bus.requests import Reply
+from gatewayd.bus.servers import parse_server
 from gatewayd.bus.tail import place
 from gatewayd.times import Wall
 

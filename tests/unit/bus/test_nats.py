@@ -7,11 +7,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from gatewayd.bus.client import Ear, NatsSettings, Server
+from gatewayd.bus.client import Ear, NatsSettings
 from gatewayd.bus.inlet import Delivery
 from gatewayd.bus.nats import NatsBus
 from gatewayd.bus.publication import BusState, Cause, Message, Published, Unpublished
 from gatewayd.bus.requests import Reply
+from gatewayd.bus.servers import Server
 from gatewayd.times import Wall
 from tests.fakes.counts import Counts
 
