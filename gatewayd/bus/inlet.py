@@ -82,18 +82,20 @@ class Inlet:
     def _measure(self, data: bytes, at: int) -> int:
         """
         How many bytes the message that begins at `at` has; 0 when that cannot be said yet, or when it may be an
-        acknowledgement that is not complete.
+        acknowledgement or a delivery that is not complete. What is held for a delivery is bounded by max_payload.
         """
         line_end = data.find(b"\r\n", at, at + _LONGEST_LINE)
         if line_end < 0:
             return 0 if len(data) - at < _LONGEST_LINE else len(data) - at
         line = data[at:line_end]
-        if line[:4] != b"MSG " and line[:5] != b"HMSG ":
+        headed = line[:5] == b"HMSG "
+        if not headed and line[:4] != b"MSG ":
             return line_end + 2 - at
         payload = line.rpartition(b" ")[2]
         size = line_end + 2 - at + (int(payload) if payload.isdigit() else 0) + 2
-        whole = at + size <= len(data)
-        return size if whole or size > _LONGEST_LINE else 0
+        if at + size <= len(data) or (size > _LONGEST_LINE and not (headed and self.ears)):
+            return size
+        return 0
 
     def _deliver(self, message: bytes) -> Delivery | None:
         """The delivery that a whole message is; None when nobody listens for it, or it has no headers."""

@@ -147,6 +147,17 @@ class DeliveryTests(SynchronousTestCase):
             self.assertEqual(first[0] + second[0], [(b"1", b"1", None)])
             self.assertEqual(first[2] + second[2], self.others)
 
+    def test_large_headers(self) -> None:
+        """A delivery with more headers than a control line may have is one delivery, however it is cut."""
+        data = delivery(4, b"\r\nNats-Msg-Id: a\r\nX: " + b"x" * 100_000) + self.others
+        for at in (1, 70, 5_000, 66_000, 99_999, len(data) - 5):
+            inlet = Inlet(INBOX, 1, b"s")
+            inlet.ears.add(4)
+            first, second = inlet.feed(data[:at]), inlet.feed(data[at:])
+            (found,) = first[1] + second[1]
+            self.assertEqual((found.headers["Nats-Msg-Id"], len(found.headers["X"])), ("a", 100_000))
+            self.assertEqual(first[2] + second[2], self.others)
+
     def test_nobody_listens(self) -> None:
         """Without an ear everything goes on."""
         inlet = Inlet(INBOX, 1, b"s")
