@@ -11,7 +11,7 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,7 @@ import click
 
 from gatewayd.cli.console import Code, Failed, Surroundings, json_option, note, plain, show_as
 from gatewayd.cli.environment_file import Unwritable, values, with_value, without
+from gatewayd.cli.replacement import replace_file
 from gatewayd.cli.unit import CONFIG_NAME, FILE, UNIT, conventional_file
 
 _MAX_SECRET_BYTES: Final = 65536
@@ -265,22 +266,12 @@ class _Target:
 
     def _write(self, text: str, *, private: bool) -> None:
         """Replace the file in one step, with its owner and mode; others may not read what holds a secret."""
-        temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}")
         try:
             status = self.file.stat()
-            mode = stat.S_IMODE(status.st_mode) & (~0o007 if private else ~0)
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
-                    os.fchown(file.fileno(), status.st_uid, status.st_gid)
-                os.fchmod(file.fileno(), mode)
-                file.write(text.encode("utf-8"))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.file)
         except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
             raise Failed(Code.WRONG, f"{self.file} cannot be written: {error.strerror}") from None
+        mode = stat.S_IMODE(status.st_mode) & (~0o007 if private else ~0)
+        replace_file(self.file, text.encode("utf-8"), mode, (status.st_uid, status.st_gid))
 
     def _restart(self) -> None:
         assert self.systemctl is not None  # noqa: S101 - change() has seen to it

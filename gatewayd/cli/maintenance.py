@@ -6,8 +6,6 @@ every second.
 """
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +13,7 @@ import click
 
 from gatewayd import state_files
 from gatewayd.cli.console import Code, Failed, Surroundings, json_option, json_or_none, note, plain, show_as
+from gatewayd.cli.replacement import replace_file
 from gatewayd.cli.situation import config_option, load_settings
 from gatewayd.times import Wall, format_wall, parse_rfc3339
 
@@ -162,18 +161,7 @@ class _Place:
 
     def write(self, content: bytes) -> None:
         """Replace the file in one step; readable for a gateway that runs as another user."""
-        temporary = self.directory / f".{state_files.MAINTENANCE}.{os.getpid()}"
-        try:
-            with temporary.open("wb") as file:
-                os.fchmod(file.fileno(), 0o644)
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.file)
-        except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
-            raise Failed(Code.WRONG, f"{self.file} cannot be written: {error.strerror}") from None
+        replace_file(self.file, content, 0o644)
 
     def remove(self) -> bool:
         """True when there was a file."""
