@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from gatewayd.bus.stored import parse_headers
+
 Acks: TypeAlias = list[tuple[bytes, bytes, bytes | None]]
 """Of each acknowledgement: token and sequence in digits; the third is None unless it says duplicate."""
 
@@ -106,13 +108,8 @@ class Inlet:
         if len(fields) not in (5, 6) or not fields[2].isdigit() or int(fields[2]) not in self.ears:
             return None
         head = int(fields[-2]) if fields[-2].isdigit() else 0
-        first, *lines = rest[:head].decode("utf-8", "replace").split("\r\n")
-        headers: dict[str, str] = {}
-        for text in lines:
-            name, colon, value = text.partition(":")
-            if colon:
-                headers.setdefault(name, value.strip())
-        status = first[9:12]
+        block = rest[:head].decode("utf-8", "replace")
+        status = block[9:12]
         reply = fields[3].decode("utf-8", "replace") if len(fields) == 6 else ""
         number = int(status) if status.isascii() and status.isdigit() else 0
-        return Delivery(int(fields[2]), fields[1].decode("utf-8", "replace"), reply, headers, number)
+        return Delivery(int(fields[2]), fields[1].decode("utf-8", "replace"), reply, parse_headers(block), number)

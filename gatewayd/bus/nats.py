@@ -9,7 +9,6 @@ asyncio only by aio.Loop and the client.
 connection up and acknowledges nothing.
 """
 
-import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -29,6 +28,7 @@ from gatewayd.bus.lane import BusCounters, Lane
 from gatewayd.bus.publication import BusState, Cause, Message, Published, Stored, Unpublished
 from gatewayd.bus.requests import NO_RESPONDERS, Answer, Reply, Requests
 from gatewayd.bus.servers import Server, parse_server
+from gatewayd.bus.stored import stored_of
 from gatewayd.bus.tail import Gently, ReadBack, Seen, read_back
 from gatewayd.committed import Committed
 from gatewayd.interfaces import IEventBus
@@ -477,13 +477,5 @@ def stored_by_leader(answer: bytes, msg_id: str) -> Stored | Unpublished | None:
     message = members.get("message")
     if not isinstance(message, dict):
         return Unpublished(Cause.REJECTED, "the answer holds no message")
-    headers: dict[str, str] = {}
-    for line in base64.b64decode(message.get("hdrs", "")).split(b"\r\n")[1:]:
-        name, colon, text = line.partition(b":")
-        if colon:
-            headers.setdefault(name.decode("ascii", "replace"), text.strip().decode("utf-8", "replace"))
-    if headers.get("Nats-Msg-Id") != msg_id:
-        return None
-    body = base64.b64decode(message.get("data", ""))
-    at = parse_rfc3339(message["time"]) or Wall(0.0)
-    return Stored(int(message["seq"]), message["subject"], headers, body, at)
+    stored = stored_of(message)
+    return stored if stored.headers.get("Nats-Msg-Id") == msg_id else None

@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 from gatewayd.bus.api import Api, api
 from gatewayd.bus.inlet import Delivery
 from gatewayd.bus.publication import Cause, Unpublished
+from gatewayd.bus.stored import place
 from gatewayd.times import Wall, format_wall, parse_rfc3339
 
 Seen: TypeAlias = Callable[[str, Mapping[str, str], int, Wall], object]
@@ -150,15 +151,3 @@ class _Reader:
             self._seen(message.subject, message.headers, sequence, at)
         except Exception as error:
             self.error = error
-
-
-def place(reply: str) -> tuple[int, int, Wall, int]:
-    """
-    Stream sequence, consumer sequence, time and number still pending, from the reply subject of a delivery:
-    $JS.ACK.<stream>.<consumer>.<deliveries>.<stream sequence>.<consumer sequence>.<ns>.<pending>, or with domain and
-    account hash before the stream and a random part at the end.
-    """
-    parts = reply.split(".")
-    first = 5 if len(parts) == 9 else 7
-    sequence, delivered, ns, pending = (int(part) for part in parts[first : first + 4])
-    return sequence, delivered, Wall(ns / 1e9), pending

@@ -6,7 +6,6 @@ consumer of its own, which is taken away at its end, and which the server forget
 """
 
 import asyncio
-import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -15,9 +14,10 @@ import nats.errors
 
 from gatewayd.bus.client import describe
 from gatewayd.bus.publication import Stored, Unpublished
+from gatewayd.bus.stored import parse_headers, place, stored_of
 from gatewayd.cli.console import Code, Failed, note
 from gatewayd.cli.link import Link, refused, within
-from gatewayd.times import Wall, format_wall, parse_rfc3339
+from gatewayd.times import Wall, format_wall
 
 SLICE: Final = 1000
 SLICE_S: Final = 5.0
@@ -136,18 +136,10 @@ class _Slices:
 
 
 def _stored(subject: bytes, reply: bytes, headers: bytes) -> tuple[Stored, int]:
-    """A delivered message, and how many are still to come; its place stands in the reply subject, from the right."""
-    parts = reply.split(b".")
-    at = 5 if len(parts) == 9 else 7  # with domain and account hash before the stream
-    sequence, ns, pending = int(parts[at]), int(parts[at + 2]), int(parts[at + 3])
-    return Stored(sequence, subject.decode("utf-8", "replace"), _headers(headers), b"", Wall(ns / 1e9)), pending
-
-
-def _headers(block: bytes) -> dict[str, str]:
-    """A header block; of a repeated header the first value."""
-    lines = block.decode("utf-8", "replace").split("\r\n")[1:]
-    pairs = (line.partition(":") for line in reversed(lines) if line)
-    return {name: text.strip() for name, _, text in pairs}
+    """A delivered message, and how many are still to come."""
+    sequence, _, at, pending = place(reply.decode("utf-8", "replace"))
+    known = parse_headers(headers.decode("utf-8", "replace"))
+    return Stored(sequence, subject.decode("utf-8", "replace"), known, b"", at), pending
 
 
 async def stream_info(link: Link) -> dict[str, Any]:
@@ -174,10 +166,7 @@ async def _get(link: Link, asked: Mapping[str, Any]) -> Stored | None:
         if found.error.endswith(_NOT_FOUND):
             return None
         raise refused(found)
-    message = found["message"]
-    headers = _headers(base64.b64decode(message.get("hdrs", "")))
-    at = parse_rfc3339(message["time"]) or Wall(0.0)
-    return Stored(int(message["seq"]), message["subject"], headers, base64.b64decode(message.get("data", "")), at)
+    return stored_of(found["message"])
 
 
 class Progress:

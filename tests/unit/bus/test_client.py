@@ -15,7 +15,7 @@ from gatewayd.bus.nats import Seldom, stored_by_leader, stored_direct
 from gatewayd.bus.publication import Cause, Stored, Unpublished
 from gatewayd.bus.requests import Reply
 from gatewayd.bus.servers import parse_server
-from gatewayd.bus.tail import place
+from gatewayd.bus.stored import place
 from gatewayd.times import Wall
 
 
