@@ -56,9 +56,10 @@ from gatewayd.ingress.turns import Turns
 from gatewayd.interfaces import ILeaf
 from gatewayd.journal import Journal
 from gatewayd.lifecycle import Ending, Notifier, OrderedServices, Signals, StartFailed, Ticker, watchdog
+from gatewayd.lines import LEVELS
 from gatewayd.listeners import Listeners, take_inherited
 from gatewayd.live import Live
-from gatewayd.log import LEVELS, Log, make_log
+from gatewayd.log import Log, make_log
 from gatewayd.maintenance import Maintenance
 from gatewayd.metrics import Metrics
 from gatewayd.probes import HealthProbe, MetricsProbe

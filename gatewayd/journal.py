@@ -10,9 +10,9 @@ from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
 
+from gatewayd.accesslog import AccessLog
 from gatewayd.http.message import Request, Response
 from gatewayd.ingress.sources import PREFIX
-from gatewayd.log import AccessLog
 from gatewayd.metrics import Metrics
 from gatewayd.times import Wall
 

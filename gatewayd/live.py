@@ -15,7 +15,8 @@ from gatewayd.config import Loaded
 from gatewayd.http.addresses import CannotListen
 from gatewayd.ingress.sources import Rules, make_rules
 from gatewayd.lifecycle import StartFailed
-from gatewayd.log import LEVELS, Log
+from gatewayd.lines import LEVELS
+from gatewayd.log import Log
 from gatewayd.maintenance import Maintenance
 from gatewayd.metrics import Metrics
 from gatewayd.settings import Settings, changes

@@ -6,10 +6,12 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from gatewayd.accesslog import AccessLog
 from gatewayd.http.message import Request, Response
 from gatewayd.journal import Journal
-from gatewayd.log import AccessLog, Form, Level, Redactor
+from gatewayd.lines import Form, Level
 from gatewayd.metrics import Metrics
+from gatewayd.redaction import Redactor
 from gatewayd.times import Monotonic, Wall, format_wall
 
 

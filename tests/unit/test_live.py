@@ -11,8 +11,8 @@ from twisted.logger import LogEvent, globalLogPublisher
 from gatewayd.config import Loaded
 from gatewayd.http.addresses import CannotListen
 from gatewayd.lifecycle import StartFailed
+from gatewayd.lines import Level
 from gatewayd.live import Live
-from gatewayd.log import Level
 from gatewayd.maintenance import Maintenance
 from gatewayd.metrics import Metrics
 from gatewayd.settings import Settings

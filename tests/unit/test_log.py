@@ -21,9 +21,12 @@ from twisted.logger import Logger, LogLevel, LogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from gatewayd.accesslog import AccessLog
 from gatewayd.http.message import Request, Response
-from gatewayd.log import AccessLog, Form, Level, Log, Redactor, RepeatFilter, form_for, make_log
+from gatewayd.lines import Form, Level
+from gatewayd.log import Log, RepeatFilter, form_for, make_log
 from gatewayd.logwriter import LogWriter, Output, open_path
+from gatewayd.redaction import Redactor
 from gatewayd.times import Wall
 from tests.directories import temporary_path
 
