@@ -331,7 +331,7 @@ class Lane:
         """One HPUB frame; the reply subject is the inbox and the token."""
         start = self._starts.get(message.subject) or self._start(message.subject)
         headers, body = message.headers, message.body
-        if (headers and not headers.endswith(b"\r\n")) or headers.startswith(b"\r\n") or b"\r\n\r\n" in headers:
+        if (headers and not headers.endswith(b"\r\n")) or headers.startswith(b"\r\n") or headers.find(b"\r\n\r\n") >= 0:
             raise ValueError("a header block is lines that end in CR LF, none of them empty")
         head = len(self._block) + len(headers) + 2
         return b"%b%d %d %d\r\n%b%b\r\n%b\r\n" % (start, token, head, head + len(body), self._block, headers, body)

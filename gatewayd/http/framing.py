@@ -13,6 +13,7 @@ import httptools
 from gatewayd.http import rules
 from gatewayd.http.message import Request
 from gatewayd.http.rules import CHUNKED, Limits, Malformed
+from gatewayd.octets import HASH, PERCENT, SLASH, UNDERSCORE
 
 
 class Kept:
@@ -150,7 +151,7 @@ class Framing:
             return self._read_head_in_pieces()
         self._position = end
         parts = head[: head.index(b"\r\n")].split(b" ")
-        return rules.judge_line(parts) or self._judge_head(parts[0], parts[1], parts[2], b"_" in head)
+        return rules.judge_line(parts) or self._judge_head(parts[0], parts[1], parts[2], UNDERSCORE in head)
 
     def _read_head_in_pieces(self) -> Request | Malformed | None:
         """Feed the request line up to its bound, judge it, then the header lines up to theirs."""
@@ -175,7 +176,7 @@ class Framing:
             return rules.HEAD_TOO_LARGE if len(raw) == limits.head else None
         _, *lines = raw.split(b"\r\n")
         request_line = self._request_line
-        underscore = b"_" in raw
+        underscore = UNDERSCORE in raw
         self._raw = bytearray()
         self._request_line = None
         if max(map(len, lines)) > limits.header_line:
@@ -239,7 +240,7 @@ class Framing:
             self.keep_alive = b"keep-alive" in tokens and b"close" not in tokens
         if self._upgrading or b"upgrade" in headers:
             self._judge_upgrade(request)
-        if target[0] != 47 or b"#" in target or b"%00" in request.path:
+        if target[0] != SLASH or HASH in target or (PERCENT in target and b"%00" in request.path):
             return rules.judge_target(request, host) or request
         return request
 

@@ -17,6 +17,7 @@ from typing import Final, Protocol
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from gatewayd.ingress.bodies import NOTHING, Payload, TradingView, decode_generic, decode_tradingview
 from gatewayd.ingress.fields import (
     CURRENT,
     MAX_NUMBER_CHARACTERS,
@@ -29,6 +30,7 @@ from gatewayd.ingress.fields import (
     describe,
 )
 from gatewayd.ingress.strict import Json, Malformed, read
+from gatewayd.octets import BACKSLASH
 from gatewayd.times import Wall, parse_rfc3339
 
 __all__ = [
@@ -85,39 +87,10 @@ class Generic(msgspec.Struct, frozen=True, gc=False):
 # quotation marks: a body without a backslash has exactly two for each key and each string of the fields that were
 # decoded, or something else is there too. Escapes are left to the exact readers.
 
-_NOTHING: Final = Raw(b"")
 _NULL: Final = b"null"
 _NUMBER: Final = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?").fullmatch
 # 24:00 is left to parse_rfc3339: Python 3.14 takes it for midnight.
-_PLAIN_TIME: Final = re.compile(r"20\d\d-\d\d-\d\dT(?:[01]\d|2[0-3]):\d\d:\d\dZ", re.ASCII).fullmatch
-
-
-class _TradingView(msgspec.Struct, gc=False):
-    ticker: str
-    price: Raw
-    time: str
-    action: str | UnsetType | None = UNSET
-    strategy: str | UnsetType | None = UNSET
-    strength: Raw = _NOTHING
-
-
-class _Payload(msgspec.Struct, gc=False):
-    price: Raw
-    side: str | UnsetType | None = UNSET
-    action: str | UnsetType | None = UNSET
-    strategy: str | UnsetType | None = UNSET
-    strength: Raw = _NOTHING
-
-
-class _Generic(msgspec.Struct, gc=False):
-    instrument: str
-    timestamp: str
-    payload: _Payload
-    source: str | UnsetType | None = UNSET
-
-
-_decode_tradingview: Final = msgspec.json.Decoder(_TradingView).decode
-_decode_generic: Final = msgspec.json.Decoder(_Generic).decode
+_PLAIN_TIME: Final = re.compile(r"20\d\d-\d\d-\d\dT(?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d\d\d)?Z", re.ASCII).fullmatch
 
 
 def _marks(value: str | UnsetType | None) -> int:
@@ -126,7 +99,7 @@ def _marks(value: str | UnsetType | None) -> int:
 
 
 def _fast_time(text: str) -> Wall | None:
-    """parse_rfc3339, five times faster for the form that every platform sends."""
+    """parse_rfc3339, five times faster for the forms that platforms send: whole seconds, or milliseconds."""
     if _PLAIN_TIME(text) is None:
         return parse_rfc3339(text)
     try:
@@ -143,7 +116,7 @@ def _fast_price(raw: Raw) -> bytes | None:
 
 
 def _fast_signal(
-    rules: Rules, instrument: str, time: str, fields: _TradingView | _Payload, side: str | None
+    rules: Rules, instrument: str, time: str, fields: TradingView | Payload, side: str | None
 ) -> Signal | None:
     price = _fast_price(fields.price)
     instant = _fast_time(time)
@@ -156,7 +129,7 @@ def _fast_signal(
     if strategy is not None and len(strategy) > MAX_STRATEGY_CHARACTERS:  # NUL needs an escape
         return None
     strength: bytes | None = None
-    if fields.strength is not _NOTHING:
+    if fields.strength is not NOTHING:
         strength = bytes(fields.strength)
         if strength == _NULL:
             strength = None
@@ -166,27 +139,27 @@ def _fast_signal(
 
 
 def _fast_tradingview(body: bytes, rules: Rules) -> Signal | None:
-    if b"\\" in body:
+    if BACKSLASH in body:
         return None
     try:
-        fields = _decode_tradingview(body)
+        fields = decode_tradingview(body)
     except (ValueError, RecursionError):
         return None
-    marks = 10 + _marks(fields.action) + _marks(fields.strategy) + 2 * (fields.strength is not _NOTHING)
+    marks = 10 + _marks(fields.action) + _marks(fields.strategy) + 2 * (fields.strength is not NOTHING)
     if body.count(b'"') != marks or fields.action not in SIDES:
         return None
     return _fast_signal(rules, fields.ticker, fields.time, fields, SIDES[fields.action])
 
 
 def _fast_generic(body: bytes, path_source: str | None, rules: Rules) -> Generic | None:
-    if b"\\" in body:
+    if BACKSLASH in body:
         return None
     try:
-        fields = _decode_generic(body)
+        fields = decode_generic(body)
     except (ValueError, RecursionError):
         return None
     payload = fields.payload
-    marks = 12 + _marks(fields.source) + 2 * (payload.strength is not _NOTHING)
+    marks = 12 + _marks(fields.source) + 2 * (payload.strength is not NOTHING)
     marks += _marks(payload.side) + _marks(payload.action) + _marks(payload.strategy)
     source = fields.source if isinstance(fields.source, str) else path_source
     if body.count(b'"') != marks or not source:

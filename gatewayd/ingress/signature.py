@@ -14,6 +14,8 @@ from typing import Final
 
 import msgspec
 
+from gatewayd.octets import COMMA
+
 MAX_SIGNATURES: Final = 5
 _BLOCK_BYTES: Final = 64  # of SHA-256
 
@@ -99,7 +101,7 @@ class Authenticated(msgspec.Struct, frozen=True, gc=False):
 
 def parse_signatures(header: bytes) -> dict[bytes, list[bytes]] | None:
     """X-Signature -> digests (32 bytes) by scheme word; None when any part of it has another form."""
-    if b"," not in header:  # the usual one value, without a regular expression: 2.1 -> 0.9 us
+    if COMMA not in header:  # the usual one value, without a regular expression: 2.1 -> 0.9 us
         return _parse_one(header)
     if _HEADER.fullmatch(header) is None:
         return None

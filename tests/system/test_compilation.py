@@ -17,13 +17,7 @@ pytest_plugins = ("tests.reporting",)
 
 FULL = bool(os.environ.get("GATEWAYD_TEST_FULL"))
 REPLACING = (
-    *(
-        "test_common_bodies_take_the_fast_road",
-        "test_a_fault_of_ours",
-        "test_an_overload",
-        "test_whose_connection_rests",
-    ),
-    *("test_both_bounds", "test_any_state"),
+    *("test_a_fault_of_ours", "test_an_overload", "test_whose_connection_rests", "test_both_bounds", "test_any_state"),
 )
 """Tests that put a function, or a value of another type, in place of one of ours, which only sources allow."""
 
