@@ -23,7 +23,7 @@ import msgspec
 from gatewayd import COMPILED, PACKAGE
 
 MODULES: Final = (
-    *("answers", "cells", "errors", "health", "journal", "metrics", "times"),
+    *("accesslog", "answers", "cells", "committed", "errors", "health", "journal", "metrics", "times"),
     *(f"bus/{name}" for name in ("inlet", "lane", "nats", "publication", "requests")),
     *(f"http/{name}" for name in ("channel", "exchange", "framing", "loopport", "message", "rules", "site")),
     *(
@@ -35,10 +35,13 @@ MODULES: Final = (
     ),
     "stores/memory",
 )
-"""What a webhook passes through. Left out: subclasses of Deferred and of Twisted's services, and what is seldom run."""
+"""What a webhook passes through. Left out: subclasses of Twisted's services, and what is seldom run."""
 
-EXTENDED: Final = frozenset({"Response", "Streamed"})
-"""Compiled classes that have subclasses elsewhere."""
+ATTRIBUTES: Final = {
+    **dict.fromkeys(("Response", "Streamed"), "allow_interpreted_subclasses=True"),  # they have subclasses elsewhere
+    **dict.fromkeys(("Direct", "Committed"), "native_class=False"),  # they are Twisted's Deferreds
+}
+"""What mypyc is told of some classes."""
 
 _BUILD: Final = """
 import sys
@@ -81,10 +84,10 @@ def prepare(source: str) -> str:
     for node in ast.parse(source).body:
         if not isinstance(node, ast.ClassDef):
             continue
-        if node.name in EXTENDED:
+        if node.name in ATTRIBUTES:
             lines[node.lineno - 1] = (
                 "from mypy_extensions import mypyc_attr\n\n\n"
-                f"@mypyc_attr(allow_interpreted_subclasses=True)\n{lines[node.lineno - 1]}"
+                f"@mypyc_attr({ATTRIBUTES[node.name]})\n{lines[node.lineno - 1]}"
             )
         for decorator in node.decorator_list:
             if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "implementer":

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from gatewayd.bus.publication import BusState, Message, Published, Stored, Unpublished
+from gatewayd.committed import Running
 from gatewayd.http.message import Request, Response
 from gatewayd.ingress.admission import Admitted, Claim, Limit, Limited, Outcome
 
@@ -25,12 +26,12 @@ class ILeaf(Interface):
         Response that refuses the request now: its body is then dropped, never buffered. Called once, before answer.
         """
 
-    def answer(request: Request) -> Response | Deferred[Response]:
+    def answer(request: Request) -> Response | Deferred[Response] | Running[Response]:
         """
         Answer a complete request.
 
-        A Deferred never fails with anything expected: any failure is a bug, answered 500. When the client goes away the
-        channel cancels the Deferred; whoever made it decides whether that still means anything.
+        What is still to come never fails with anything expected: any failure is a bug, answered 500. When the client
+        goes away the channel cancels it; whoever made it decides whether that still means anything.
         """
 
 
@@ -46,15 +47,15 @@ class IAdmission(Interface):
     def take(source: str, limit: Limit) -> Limited | None:
         """Take one token of `source`, for a request that is refused after authentication; None when there was one."""
 
-    def admit(claim: Claim) -> Deferred[Admitted]:
+    def admit(claim: Claim) -> Admitted | Deferred[Admitted]:
         """
         Take one token of the source, then the nonce, then identity and key, atomically; a refusal keeps only the token.
 
-        Fires with Fresh when this claim now holds them until settle() is called for it. While a twin (same identity,
-        or same key) holds them, it fires when the twin is settled: Duplicate or Conflict after Accepted and Taken, the
-        twin's Failed for the same body; after Cancelled, or when the twin had another body and failed, this claim may
-        become Fresh in its place. A nonce that another request holds or used is Replayed at once; the same request
-        while it is under way is a twin. Cancelling the Deferred gives the place in the queue up.
+        Gives, or fires with, Fresh when this claim now holds them until settle() is called for it. While a twin (same
+        identity, or same key) holds them, it fires when the twin is settled: Duplicate or Conflict after Accepted and
+        Taken, the twin's Failed for the same body; after Cancelled, or when the twin had another body and failed, this
+        claim may become Fresh in its place. A nonce that another request holds or used is Replayed at once; the same
+        request while it is under way is a twin. Cancelling the Deferred gives the place in the queue up.
         """
 
     def settle(claim: Claim, outcome: Outcome) -> None:

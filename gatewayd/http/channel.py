@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocol, IPush
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from gatewayd.committed import Running, hand
 from gatewayd.errors import Refused
 from gatewayd.http.exchange import HandOver, Streamed, failure_of, install
 from gatewayd.http.framing import Framing
@@ -84,7 +85,7 @@ class Channel:
         self._request: Request | None = None
         self._leaf: ILeaf | None = None
         self._refusal: Response | None = None
-        self._pending: Deferred[Response] | None = None
+        self._pending: Deferred[Response] | Running[Response] | None = None
         self._streamed: Streamed | None = None
         self._bound = 0
         self._dropped = 0
@@ -342,17 +343,17 @@ class Channel:
             answer = self._leaf.answer(request)  # type: ignore[union-attr] # set with the request
         except Exception:  # as in _read_head
             answer = self._site.failed(request, failure_of())
-        if isinstance(answer, Deferred):
+        if isinstance(answer, (Running, Deferred)):
             self._pending = answer
-            answer.addCallbacks(self._arrived, self._broke)
+            hand(answer, self._arrived)
         else:
             self._arrived(answer)
 
     def _arrived(self, answer: object) -> None:
-        """A leaf's answer; the connection may be gone by now."""
+        """A leaf's answer, or the Failure of it; the connection may be gone by now."""
         self._pending = None
         if not isinstance(answer, Response):
-            self._broke(failure_of(TypeError(f"a leaf answered with {type(answer).__name__}")))
+            self._broke(answer if isinstance(answer, Failure) else failure_of(TypeError(type(answer).__name__)))
         elif self._state is not _ANSWERING:
             request, self._request = self._request, None
             self._site.settled(request, answer, written=False)
@@ -365,7 +366,6 @@ class Channel:
 
     def _broke(self, failure: Failure) -> None:
         """A leaf's answer failed: a bug, unless the client is gone and the leaf gave up with it."""
-        self._pending = None
         if self._state is not _ANSWERING and isinstance(failure.value, CancelledError):
             request, self._request = self._request, None
             self._site.settled(request, None, written=False)

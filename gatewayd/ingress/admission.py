@@ -137,6 +137,7 @@ class Failed:
 
 
 Admitted: TypeAlias = Fresh | Duplicate | Conflict | Replayed | Limited | Failed
+ADMITTED: Final = (Fresh, Duplicate, Conflict, Replayed, Limited, Failed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from gatewayd.errors import Refused
 from gatewayd.http.message import Request, Response, accepted
 from gatewayd.ingress.addresses import contains
 from gatewayd.ingress.admission import (
+    ADMITTED,
     BODY,
     KEY,
     Accepted,
@@ -55,6 +56,7 @@ ANSWER_WITHIN_S: Final = 2.3
 """Seconds from a complete request to its answer at the most; TradingView gives up after 3 s."""
 
 _MAX_SOURCE_SHOWN: Final = 64
+_UNFINISHED: Final = Failed(Refused("GW-016"))  # what twins are told of a request that never came to its end
 
 T = TypeVar("T")
 
@@ -185,7 +187,8 @@ class Pipeline:
     async def _admit(self, accepting: _Accepting, source: Source, signal: Signal) -> Response:
         request = accepting.request
         claim = _claim(accepting, source)
-        admitted = await self._admission.admit(claim)
+        answer = self._admission.admit(claim)
+        admitted = answer if isinstance(answer, ADMITTED) else await answer
         if isinstance(admitted, Fresh):
             outcome, duplicate = await self._publish(accepting, claim, signal)
         elif isinstance(admitted, Limited):
@@ -218,7 +221,7 @@ class Pipeline:
 
     async def _publish(self, accepting: _Accepting, claim: Claim, signal: Signal) -> tuple[Outcome, bool]:
         """Store a Fresh claim's events and settle it, whatever happens; the outcome, and whether it was known."""
-        outcome: Outcome = Failed(Refused("GW-016"))
+        outcome: Outcome = _UNFINISHED
         duplicate = False
         try:
             if self._shed():

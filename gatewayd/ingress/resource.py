@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from gatewayd.answers import Answers
 from gatewayd.bus.publication import Cause, Unpublished
-from gatewayd.committed import Committed
+from gatewayd.committed import Committed, Running
 from gatewayd.errors import Refused
 from gatewayd.health import Health
 from gatewayd.http.message import Request, Response
@@ -117,7 +117,7 @@ class WebhookResource:
             return None
         return refuse_limited(limited, UNKNOWN_SOURCE, rest=limited.rate > FLOOD * limited.limit)
 
-    def answer(self, request: Request) -> Response | Deferred[Response]:
+    def answer(self, request: Request) -> Response | Running[Response]:
         """See ILeaf."""
         return self._turns.run(request, self._rules().paths.get(request.path))
 

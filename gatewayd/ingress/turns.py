@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from gatewayd.committed import Held, Running
+from gatewayd.committed import Held, Running, run
 from gatewayd.http.message import Request, Response
 from gatewayd.ingress.shedding import Shedding
 from gatewayd.ingress.sources import Source
@@ -72,11 +72,12 @@ class Turns:
         now = Monotonic(self._seconds())
         return self._shedding.refuses(self._oldest_s(now), now)
 
-    def run(self, request: Request, source: Source | None) -> Deferred[Response]:
+    def run(self, request: Request, source: Source | None) -> Response | Running[Response]:
         """
-        Do the work of a complete request for its path's source, now or later.
+        Do the work of a complete request for its path's source, now or later; gives its answer at once when there is
+        nothing to wait for.
 
-        Cancelling the Deferred gives up a work that has not begun; afterwards it is the work's own affair.
+        Cancelling what it gives gives up a work that has not begun; afterwards it is the work's own affair.
         """
         now = self._seconds()
         if not self._due:
@@ -84,9 +85,9 @@ class Turns:
             self._ends_at = self._left_at = now + SLICE_S
             self._soon(self._turn)
         if not self._waiting and now < self._ends_at:
-            return Running(self._work(request, source))
+            return run(self._work(request, source))
         if len(self._waiting) >= WAITING or self._bytes + len(request.body) > WAITING_BYTES:
-            return succeed(self._refuse(request))
+            return self._refuse(request)
         held: Held[Response] = Held()
         self._waiting.append((request, source, held))
         self._bytes += len(request.body)
@@ -107,7 +108,7 @@ class Turns:
             if now - request.received_at < LATE_S:
                 held.begin(self._work(request, source))
             else:
-                held.callback(self._refuse(request))
+                held.refuse(self._refuse(request))
             now = Monotonic(self._seconds())
         self._due = bool(self._waiting)
         if self._due:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from gatewayd.ingress.admission import (
@@ -150,12 +150,12 @@ class MemoryAdmission:
             bucket = self._buckets[source] = Bucket()
         return bucket.take(limit, now)
 
-    def admit(self, claim: Claim) -> Deferred[Admitted]:
+    def admit(self, claim: Claim) -> Admitted | Deferred[Admitted]:
         """See IAdmission."""
         now = self._now()
         limited = self._take(claim.source, claim.limit, now)
         if limited is not None:
-            return succeed(limited)
+            return limited
         decided = self._decide(claim, now)
         if isinstance(decided, _Flight):
             twin = _Twin(claim, self._leave)
@@ -163,7 +163,7 @@ class MemoryAdmission:
             return twin.waiting
         if decided is _FRESH:
             self._hold(claim)
-        return succeed(decided)
+        return decided
 
     def _decide(self, claim: Claim, now: Monotonic) -> Admitted | _Flight:
         """Everything of admit() after the token: an answer, or the flight to wait for. Changes nothing but memory."""

@@ -33,7 +33,7 @@ def admit(store: MemoryAdmission, first: int, count: int) -> None:
     admitted: list[Any] = []
     for number in range(first, first + count):
         claim = make_claim(number)
-        store.admit(claim).addCallback(admitted.append)
+        admitted.append(store.admit(claim))
         store.settle(claim, Accepted())
     assert all(isinstance(found, Fresh) for found in admitted)
 

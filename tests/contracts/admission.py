@@ -6,7 +6,7 @@ The contract of IAdmission, as a suite. An implementation's test case mixes it i
 
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
@@ -78,7 +78,7 @@ class AdmissionContract:
 
     def admitted(self, made: Claim) -> Admitted:
         """The answer to a claim that must not have to wait."""
-        return self.successResultOf(self.store.admit(made))  # type: ignore[attr-defined,no-any-return]
+        return self.successResultOf(maybeDeferred(self.store.admit, made))  # type: ignore[attr-defined,no-any-return]
 
     def accept(self, made: Claim) -> None:
         assert isinstance(self.admitted(made), Fresh)

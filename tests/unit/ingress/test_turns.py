@@ -7,6 +7,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from gatewayd.committed import Running, hand
 from gatewayd.http.message import Request, Response
 from gatewayd.ingress import turns
 from gatewayd.ingress.shedding import CALM_S, STANDING_S, Shedding
@@ -15,6 +16,16 @@ from gatewayd.ingress.turns import LATE_S, LONGEST_SLICE_S, SLICE_S, WAITING_BYT
 from gatewayd.times import Monotonic
 
 COST_S = SLICE_S / 4
+
+
+def as_deferred(answer: Response | Running[Response]) -> Deferred[Response]:
+    """What the channel would wait for."""
+    deferred: Deferred[Response] = Deferred(lambda _: answer.cancel())  # type: ignore[union-attr]
+    if isinstance(answer, Response):
+        deferred.callback(answer)
+    else:
+        hand(answer, deferred.callback)
+    return deferred
 
 
 class TurnsTest(SynchronousTestCase):
@@ -37,7 +48,7 @@ class TurnsTest(SynchronousTestCase):
     def run_one(self, number: int, *, body: bytes = b"") -> Any:
         target = b"%d" % number
         request = Request(b"POST", target, {}, body=body, received_at=Monotonic(self.clock.seconds()))
-        return self.turns.run(request, None)
+        return as_deferred(self.turns.run(request, None))
 
     def turn(self, *, rest_s: float = 0.0) -> None:
         """The next turn of the loop, in which everything else took `rest_s`."""
