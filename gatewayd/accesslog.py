@@ -17,6 +17,8 @@ from gatewayd.redaction import Redactor
 from gatewayd.times import Wall, format_wall
 
 _PATH_CHARS: Final = 256
+PATHS: Final = 1024
+"""Paths that are known at once."""
 
 
 class AccessLog:
@@ -25,8 +27,6 @@ class AccessLog:
 
     5xx are warnings (500 an error), all else is information; a level above that leaves the lines out.
     """
-
-    PATHS = 1024
 
     def __init__(self, writer: LogWriter, form: Form, redactor: Redactor, level: Level) -> None:
         self.level = level
@@ -100,7 +100,7 @@ class AccessLog:
         text = self._redactor.clean(raw.decode("latin-1"))[:_PATH_CHARS]
         text = UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", text)
         if len(raw) <= _PATH_CHARS:
-            if len(self._paths) >= self.PATHS:
+            if len(self._paths) >= PATHS:
                 self._paths.clear()
             self._paths[raw] = text
         return text

@@ -80,7 +80,8 @@ def test_compiled(package: Path, not_run: Callable[[str], None]) -> None:
     found = run(package, "-c", "import gatewayd.http.channel as c; print(c.__file__)").stdout
     assert found.startswith(str(package))
     assert found.rstrip().endswith(".so")
-    shutil.copytree(ROOT / "tests", package.parent / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("docs", "etc", "tests"):
+        shutil.copytree(ROOT / name, package.parent / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.cfg"):
         shutil.copy(ROOT / name, package.parent / name)
     left_out = " and ".join(f"not {name}" for name in (*REPLACING, "architecture", "documents", "claims"))

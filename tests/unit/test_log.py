@@ -21,7 +21,7 @@ from twisted.logger import Logger, LogLevel, LogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from gatewayd.accesslog import AccessLog
+from gatewayd.accesslog import PATHS, AccessLog
 from gatewayd.http.message import Request, Response
 from gatewayd.lines import Form, Level
 from gatewayd.log import Log, RepeatFilter, form_for, make_log
@@ -336,7 +336,7 @@ class AccessLineTest(LogTest):
         for i in range(3000):
             self.log.access.write(self.request(b"/%d" % i), Response(404), 0.0, NOW)
             self.log.access.write(self.request(b"/%d" % i + b"x" * 300), Response(404), 0.0, NOW)
-        self.assertLessEqual(len(self.log.access._paths), AccessLog.PATHS)
+        self.assertLessEqual(len(self.log.access._paths), PATHS)
         self.assertLess(max(map(len, self.log.access._paths)), 257)
 
     def test_a_line_costs_little(self) -> None:
