@@ -7,7 +7,7 @@ anything by itself, and never shows a secret.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,9 +15,11 @@ from typing import Any, Final
 
 from gatewayd.http.addresses import parse_address
 from gatewayd.secret import Secret, show_secrets
-from gatewayd.settings import Changes, Settings, SourceSettings, changes, duplicate_window_s
+from gatewayd.settings import Changes, Settings, SourceSettings, changes, duplicate_window_s, value_of
+from gatewayd.settings_edge import ADMIN, NAMES, REQUIRED, edge_of
 from gatewayd.settings_origins import ENVIRONMENT, Given, Origins, Place, Problem, Reader, nearest
-from gatewayd.settings_table import SECRET, SECRET_OF_SOURCE, SOURCE_TABLE, TABLE, Row, secret_name
+from gatewayd.settings_row import SECRET, Row
+from gatewayd.settings_table import SECRET_OF_SOURCE, SOURCE_TABLE, TABLE, secret_name
 from gatewayd.settings_values import (
     ALL_NETWORKS,
     LOOPBACK,
@@ -43,6 +45,7 @@ __all__ = [
 
 RESERVED_DESCRIPTORS: Final = 64
 """Descriptors that are not for connections: listeners, NATS, logs, files read on SIGHUP."""
+EDGE_PORT: Final = ":8080"
 _DEFAULT: Final = "default"
 
 
@@ -111,11 +114,14 @@ class _Loading:
         self._judge_windows(sources)
         self._judge_pair("GATEWAY_TLS_CERT", "GATEWAY_TLS_KEY")
         self._judge_pair("NATS_TLS_CERT", "NATS_TLS_KEY")
+        self._judge_redis()
+        self._judge_edge()
         missing = self._missing_secrets(sources)
         settings = None
         if not origins.problems:
             settings = Settings(
-                **{row.field: self._values[row.name] for row in TABLE.values()},
+                **{row.field: self._values[row.name] for row in TABLE.values() if row.name not in NAMES},
+                edge=edge_of(self._values, self._values["HOST"]),
                 sources=MappingProxyType(sources),
                 generate_secret=len(missing) == len(sources),
                 unconfigured_sources=() if len(missing) == len(sources) else missing,
@@ -170,13 +176,20 @@ class _Loading:
         values["RATE_LIMIT_SOURCES"] = MappingProxyType(values["RATE_LIMIT_SOURCES"])
         host = values["HOST"]
         if values["GATEWAY_PUBLIC_HTTP_ADDR"] is None:
-            self._follow("GATEWAY_PUBLIC_HTTP_ADDR", "PORT and HOST", (f":{values['PORT']}",))
+            self._follow("GATEWAY_PUBLIC_HTTP_ADDR", "PORT and HOST", (f":{values['PORT']}", *self._second_port()))
         elif self._from.get("PORT", _DEFAULT) != _DEFAULT:
             self._origins.notes.append("PORT is not used: GATEWAY_PUBLIC_HTTP_ADDR says where to listen")
         values["GATEWAY_PUBLIC_HTTP_ADDR"] = tuple(
             parse_address(text, host) for text in values["GATEWAY_PUBLIC_HTTP_ADDR"]
         )
+        admin = values[ADMIN.name] or ()
+        values[ADMIN.name] = tuple(parse_address(text, "127.0.0.1") for text in admin)
         self._derive_state_directory()
+
+    def _second_port(self) -> tuple[str, ...]:
+        """The edge's own port of old, beside the default one where nobody says where to listen."""
+        edge = all(self._values[name] is not None for name in REQUIRED)
+        return (EDGE_PORT,) if edge and self._from["PORT"] == _DEFAULT else ()
 
     def _derive_state_directory(self) -> None:
         environ, given = self._origins.environ, self._values["STATE_DIRECTORY"]
@@ -346,6 +359,30 @@ class _Loading:
         if len(given) == 1 and self._origins.sound(one, other):
             self._origins.problem(given[0], f"needs {other if given[0] == one else one} beside it")
 
+    def _judge_redis(self) -> None:
+        place = self._values["REDIS_URL"]
+        if self._values["REDIS_TLS_CA"] is not None and (place is None or not place.tls):
+            self._origins.notes.append("REDIS_TLS_CA has no effect without a REDIS_URL that begins with rediss://")
+
+    def _judge_edge(self) -> None:
+        values, origins = self._values, self._origins
+        there = [name for name in REQUIRED if values[name] is not None or not origins.sound(name)]
+        absent = [name for name in REQUIRED if name not in there]
+        if there and absent:
+            origins.problem(there[0], f"needs {' and '.join(absent)} beside it: the edge is on with all five or off")
+        for one, other in (
+            ("GATEWAY_SESSION_EVENTS_REDIS_STREAM", "GATEWAY_CLIENT_EVENTS_REDIS_STREAM"),
+            ("GATEWAY_SESSION_REDIS_KEY_PREFIX", "GATEWAY_REPLAY_REDIS_KEY_PREFIX"),
+        ):
+            if values[one] is not None and values[one] == values[other] and origins.sound(one, other):
+                origins.problem(other, f"another one than {one}", values[other])
+        self._note_without_edge(there)
+
+    def _note_without_edge(self, there: Sequence[str]) -> None:
+        given = [name for name in TABLE if name in NAMES and self._from.get(name, _DEFAULT) != _DEFAULT]
+        if given and not there:
+            self._origins.notes.append(f"{', '.join(given)} has no effect: the edge is off")
+
     def _judge_secrets(self) -> None:
         secrets = [(SECRET, secret) for secret in self._values[SECRET]] + self._secrets
         counts: defaultdict[str, int] = defaultdict(int)
@@ -411,8 +448,8 @@ def effective(settings: Settings, origins: Mapping[str, str]) -> list[tuple[str,
     """Every setting as (name, masked text, origin), those of sources as `sources.<name>.<key>`."""
     lines = []
     for row in TABLE.values():
-        value = getattr(settings, row.field)
-        unset = value is None and row.default is None
+        value = value_of(settings, row)
+        unset = value is None and (row.default is None or (settings.edge is None and row.name in NAMES))
         lines.append((row.name, "" if unset else row.kind.show(value), origins.get(row.name, _DEFAULT)))
     for name, source in settings.sources.items():
         for key, row in SOURCE_TABLE.items():

@@ -5,7 +5,7 @@ Decides, from the state of its parts, whether a webhook is taken, and what the t
 anything: the parts tell it, or are handed in.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 
 from gatewayd.bus.publication import BusState
@@ -26,7 +26,8 @@ class Health:
     """
     The state that probes and the webhook paths share.
 
-    `warnings` gives what /readyz warns of, each text with what to do.
+    `warnings` gives what /readyz warns of, each text with what to do; `stores` gives each store that is on, "ok" or
+    "error".
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class Health:
         wall: Callable[[], Wall],
         version: str,
         warnings: Callable[[], Sequence[str]],
+        stores: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._maintenance = maintenance
         self._now = now
         self._wall = wall
         self._version = version
         self._warnings = warnings
+        self._stores = stores
         self._started_at = now()
         self.phase = Phase.STARTING
         self._takes_last = False
@@ -81,6 +84,7 @@ class Health:
             "ok": self.refuse_webhook(bus) is None,
             "status": self._status(bus),
             "nats": bus.value,
+            **self._stores(),
             "uptime_s": round(self._now() - self._started_at, 3),
             "version": self._version,
             "timestamp": format_wall(self._wall()),

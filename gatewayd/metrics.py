@@ -78,7 +78,7 @@ class Metrics:
         self._dead_lost = counter("dlq_lost_total", "Dead letters that could not be stored.")
         self._repairs = counters("repairs_total", "Halves of signals that were completed, or not.", "result")
         self._orphans = counter("orphans_total", "Normalised events found without their raw event.")
-        store_errors = counters("store_errors_total", "Stores that could not be reached.", "kind")
+        store_errors = self.store_errors = counters("store_errors_total", "Stores that could not be reached.", "kind")
         internal = counter("internal_errors_total", "Faults of the gateway.")
         self.late_ack = counter("late_acks_total", "Acknowledgements after their deadline.").inc
         self.cache_entries = gauge("idempotency_cache_entries", "Nonces, identities and keys remembered.")

@@ -15,12 +15,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from gatewayd.settings_row import Row
 from gatewayd.settings_table import (
     IGNORED,
     RETIRED,
     SECRET_OF_SOURCE,
     TABLE,
-    Row,
     is_platforms,
     refusal,
 )
@@ -239,7 +239,7 @@ class Origins:
                 self.problem(place.label, f"the file ({origin}) {_why_unreadable(error)}")
             return None
         text = data.decode("utf-8", "surrogateescape")
-        if place.row.secret:
+        if place.row.secret or not place.row.kind.many:
             return Given(items_of(place.row, text.rstrip("\r\n")), origin)
         lines = (line.partition("#")[0].replace(",", " ") for line in text.splitlines())
         return Given(tuple(item for line in lines for item in line.split()), origin)

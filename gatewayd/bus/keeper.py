@@ -37,8 +37,9 @@ _MESSAGE_NOT_FOUND: Final = "(10037)"
 class StreamKeeper:
     """
     `fill` is shown the headers and times of normalised events that are read back once, at start; `forget` drops what
-    is remembered of another stream; `ready` is called when the nonces are filled; `repair` then, and whenever
-    publications have failed, with the sequence from which on halves are to be looked for, None for a stream that is
+    is remembered of another stream; `recognised` is told when the stream was created, whenever that has changed;
+    `ready` is called when the nonces are filled; `repair` then, and whenever publications have failed, with the
+    sequence from which on halves are to be looked for, None for a stream that is
     new to us. `guessed` says that nobody set the
     stream's max_bytes, `sync_always` whether the server is known to write before it acknowledges. `shed_above` is
     LAG_SHED_MESSAGES.
@@ -58,6 +59,7 @@ class StreamKeeper:
         forget: Callable[[], int],
         ready: Callable[[], None],
         repair: Callable[[int | None], None],
+        recognised: Callable[[str], object] = len,
         now: Callable[[], float],
         wall: Callable[[], Wall],
     ) -> None:
@@ -72,6 +74,7 @@ class StreamKeeper:
         self._forget = forget
         self._ready = ready
         self._repair = repair
+        self._recognised = recognised
         self._now = now
         self._wall = wall
         self._created = ""
@@ -200,6 +203,8 @@ class StreamKeeper:
     def _recognise(self, stream: Checked, acknowledged: int) -> None:
         """Another creation time, or a last sequence below one that was `acknowledged` before we asked: another one."""
         known, self._created = self._created, stream.created
+        if known != stream.created:
+            self._recognised(stream.created)
         if (known and known != stream.created) or stream.last_sequence < acknowledged:
             dropped = self._forget()
             self._bus.forget_sequence()

@@ -329,8 +329,8 @@ class Invariants:
             "requests": core.site.in_flight,
             "publications": core.bus.unacked,
             "API requests": len(core.bus._requests),
-            "claims": len(core.admission._flights),
-            "nonces in flight": len(core.admission._flying),
+            "claims": len(core.store.admission._flights),
+            "nonces in flight": len(core.store.admission._flying),
         }
         for what, count in left.items():
             if count:
