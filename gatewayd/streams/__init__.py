@@ -1,0 +1,1 @@
+"""Redis Streams, followed from concrete ids: session snapshots and client events."""
