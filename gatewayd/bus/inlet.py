@@ -35,6 +35,7 @@ class Delivery:
     reply: str
     headers: dict[str, str]
     status: int
+    body: bytes = b""
 
 
 class Inlet:
@@ -107,9 +108,10 @@ class Inlet:
         fields = line.split(b" ")
         if len(fields) not in (5, 6) or not fields[2].isdigit() or int(fields[2]) not in self.ears:
             return None
-        head = int(fields[-2]) if fields[-2].isdigit() else 0
+        head, size = (int(field) if field.isdigit() else 0 for field in fields[-2:])
         block = rest[:head].decode("utf-8", "replace")
         status = block[9:12]
         reply = fields[3].decode("utf-8", "replace") if len(fields) == 6 else ""
         number = int(status) if status.isascii() and status.isdigit() else 0
-        return Delivery(int(fields[2]), fields[1].decode("utf-8", "replace"), reply, parse_headers(block), number)
+        subject = fields[1].decode("utf-8", "replace")
+        return Delivery(int(fields[2]), subject, reply, parse_headers(block), number, rest[head:size])

@@ -26,7 +26,7 @@ from gatewayd.bus.client import Client, Ear, Link, NatsSettings, describe
 from gatewayd.bus.inlet import Acks, Delivery
 from gatewayd.bus.lane import BusCounters, Lane
 from gatewayd.bus.publication import BusState, Cause, Message, Published, Stored, Unpublished
-from gatewayd.bus.requests import NO_RESPONDERS, Answer, Reply, Requests
+from gatewayd.bus.requests import NO_RESPONDERS, Answer, Reply, Requests, frame
 from gatewayd.bus.servers import Server, parse_server
 from gatewayd.bus.stored import stored_of
 from gatewayd.bus.tail import Gently, ReadBack, Seen, read_back
@@ -227,16 +227,19 @@ class NatsBus:
         """One request and the body of its answer; Unpublished(REJECTED) when nobody listens on the subject."""
         return self.ask(subject, payload, timeout_s).addCallback(_body)
 
-    def ask(self, subject: str, payload: bytes, timeout_s: float) -> Deferred[Answer]:
-        """One request and its answer with headers and status; fires within `timeout_s`, never fails."""
+    def ask(self, subject: str, payload: bytes, timeout_s: float, headers: bytes = b"") -> Deferred[Answer]:
+        """
+        One request and its answer with headers and status; fires within `timeout_s`, never fails. `headers` are lines
+        that end in CR LF. Cancelling it gives its place up: what was written stays written.
+        """
         if self._client is None:
             return succeed(Unpublished(Cause.DISCONNECTED, self._connection_error or "not connected"))
-        deferred: Deferred[Answer] = Deferred()
+        deferred: Deferred[Answer] = Deferred(lambda _: self._requests.drop(token or ""))
         token = self._requests.add(self._clock.seconds() + timeout_s, deferred.callback)
         if token is None:
             return succeed(Unpublished(Cause.BUFFER, "too many requests wait for the server"))
         reply = b"%b.%b" % (self._inbox, token.encode("ascii"))
-        self._write(b"PUB %b %b %d\r\n%b\r\n" % (subject.encode("ascii"), reply, len(payload), payload))
+        self._write(frame(subject.encode("ascii"), reply, payload, headers))
         return deferred
 
     def tail(

@@ -16,6 +16,7 @@ LIMIT: Final = 2000
 NO_RESPONDERS: Final = 503
 PREFIX: Final = "r"
 """What tokens of requests begin with; tokens of publications are digits."""
+_VERSION: Final = b"NATS/1.0\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,20 @@ def status_of(headers: Mapping[str, str] | None) -> int:
     """The status line's number among the headers that nats-py made of a message; 0 when it had none."""
     text = headers.get("Status", "") if headers is not None else ""
     return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def frame(subject: bytes, reply: bytes, payload: bytes, headers: bytes = b"") -> bytes:
+    """
+    The bytes of one request: PUB, or HPUB with `headers`, lines that end in CR LF. ValueError for a block that would
+    end early.
+    """
+    if not headers:
+        return b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(payload), payload)
+    if not headers.endswith(b"\r\n") or headers.startswith(b"\r\n") or b"\r\n\r\n" in headers:
+        raise ValueError("a header block is lines that end in CR LF, none of them empty")
+    head = len(_VERSION) + len(headers) + 2
+    sizes = b"%d %d" % (head, head + len(payload))
+    return b"HPUB %b %b %b\r\n%b%b\r\n%b\r\n" % (subject, reply, sizes, _VERSION, headers, payload)
 
 
 class Requests:
@@ -67,6 +82,10 @@ class Requests:
         found = self._open.pop(token, None)
         if found is not None:
             self._finish(found[1], Reply(body, headers or {}, status_of(headers)))
+
+    def drop(self, token: str) -> None:
+        """Nobody waits for this one any more; an answer to it will find nothing."""
+        self._open.pop(token, None)
 
     def sweep(self, now: float) -> None:
         """End what is overdue at `now`; call it every 50 ms or so."""

@@ -115,15 +115,30 @@ class InletTests(SynchronousTestCase):
         assert len(passed) > 100_000
 
 
-def delivery(sid: int, head: bytes, reply: bytes = b"$JS.ACK.s.c.1.7.3.1.0") -> bytes:
+def delivery(sid: int, head: bytes, reply: bytes = b"$JS.ACK.s.c.1.7.3.1.0", body: bytes = b"") -> bytes:
     head = b"NATS/1.0" + head + b"\r\n\r\n"
     return b"HMSG signals.normalized %d %b%d %d\r\n%b\r\n" % (
         sid,
         reply + b" " * bool(reply),
         len(head),
-        len(head),
-        head,
+        len(head) + len(body),
+        head + body,
     )
+
+
+class BodyTests(SynchronousTestCase):
+    """Bodies of deliveries."""
+
+    def test_bodies(self) -> None:
+        """Every byte of a body, blank lines and what looks like a message too, and no more; however it is cut."""
+        bodies = [b"", b'{"a": 1}', b"\r\n\r\nMSG x 1 1\r\n", bytes(range(256)) * 300]
+        data = b"".join(delivery(4, b"\r\nA: b", body=body) for body in bodies)
+        for size in (7, 1000, len(data)):
+            inlet = Inlet(INBOX, 1, b"s")
+            inlet.ears.add(4)
+            pieces = [inlet.feed(data[at : at + size]) for at in range(0, len(data), size)]
+            assert [one.body for _, found, _ in pieces for one in found] == bodies
+            assert b"".join(rest for *_, rest in pieces) == b""
 
 
 class DeliveryTests(SynchronousTestCase):

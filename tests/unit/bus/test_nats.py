@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -177,6 +177,17 @@ class BusTests(SynchronousTestCase):
         self.connection.lose("reset")
         self.assertEqual(self.successResultOf(third), Unpublished(Cause.DISCONNECTED, "reset"))
         self.assertIsInstance(self.successResultOf(self.bus.ask("a", b"", 1.0)), Unpublished)
+
+    def test_a_request_with_headers_that_is_given_up(self) -> None:
+        """Headers go before the payload; who cancels is told so, makes room, and an answer finds nobody."""
+        self.start()
+        asked = self.bus.ask("orders.place", b"{}", 1.0, b"request_id: r-1\r\n")
+        frame = b"HPUB orders.place _INBOX.x.r1 29 31\r\nNATS/1.0\r\nrequest_id: r-1\r\n\r\n{}\r\n"
+        self.assertEqual(self.connection.written, [frame])
+        asked.cancel()
+        self.failureResultOf(asked, CancelledError)
+        self.assertEqual(len(self.bus._requests), 0)
+        self.bus.answered("r1", None, b"late")
 
     def test_a_read_asks_the_leader_when_the_direct_get_does_not_answer(self) -> None:
         """A replica that is silent costs half the time; the leader is asked in the other half."""

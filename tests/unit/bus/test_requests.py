@@ -3,7 +3,7 @@
 from twisted.trial.unittest import SynchronousTestCase
 
 from gatewayd.bus.publication import Cause, Unpublished
-from gatewayd.bus.requests import Answer, Reply, Requests
+from gatewayd.bus.requests import Answer, Reply, Requests, frame
 
 
 class RequestsTests(SynchronousTestCase):
@@ -63,3 +63,29 @@ class RequestsTests(SynchronousTestCase):
             answer = self.answers.pop()
             assert isinstance(answer, Reply)
             self.assertEqual((answer.status, answer.body), (0, b"x"))
+
+    def test_who_gives_up_is_not_told(self) -> None:
+        """A dropped request makes room at once, and its answer finds nobody."""
+        tokens = [self.requests.add(10.0, self.answers.append) for _ in range(3)]
+        assert tokens[1] is not None
+        self.requests.drop(tokens[1])
+        self.requests.drop(tokens[1])
+        self.assertEqual(len(self.requests), 2)
+        self.requests.answer(tokens[1], None, b"late")
+        self.requests.sweep(11.0)
+        self.assertEqual(len(self.answers), 2)
+
+
+class FrameTests(SynchronousTestCase):
+    def test_frames(self) -> None:
+        """PUB without headers, HPUB with them; the sizes are those of the block with its version line, and of all."""
+        self.assertEqual(frame(b"a.b", b"_I.x.r1", b"\x00\r\n"), b"PUB a.b _I.x.r1 3\r\n\x00\r\n\r\n")
+        self.assertEqual(
+            frame(b"a.b", b"_I.x.r1", b"xyz", b"A: 1\r\nB: 2\r\n"),
+            b"HPUB a.b _I.x.r1 24 27\r\nNATS/1.0\r\nA: 1\r\nB: 2\r\n\r\nxyz\r\n",
+        )
+
+    def test_a_block_cannot_end_early(self) -> None:
+        """Headers that would end the block before its end, or not at all, are a bug and raise."""
+        for headers in (b"A: 1", b"\r\nA: 1\r\n", b"A: 1\r\n\r\nB: 2\r\n"):
+            self.assertRaises(ValueError, frame, b"a", b"b", b"", headers)

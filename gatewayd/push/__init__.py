@@ -1,0 +1,1 @@
+"""Long-lived streams of signed events: the hub that decides, and the transports that carry them."""
