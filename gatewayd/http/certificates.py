@@ -35,17 +35,19 @@ class Certificate:
     """
     The files of one certificate, of which `file` is the first, and the TLS that new connections get by it.
 
-    Made without reading them; load() reads, use() puts in force, for the connections from then on.
+    Made without reading them; load() reads, use() puts in force, for the connections from then on. `protocol` is what
+    ALPN offers (RFC 7301): one name of IANA's.
     """
 
-    def __init__(self, certificate: str, private_key: str, chain: str = "") -> None:
+    def __init__(self, certificate: str, private_key: str, chain: str = "", *, protocol: str = "http/1.1") -> None:
         self.file = certificate
         self._files = (certificate, private_key, chain)
+        self._protocol = protocol
         self._loaded: Loaded | None = None
 
     def load(self) -> Loaded:
         """What the files hold now; CannotListen names the one that cannot be used."""
-        return load_tls(*self._files)
+        return load_tls(*self._files, protocol=self._protocol)
 
     def use(self, loaded: Loaded) -> None:
         """Serve new connections with these; running ones keep theirs."""
@@ -58,7 +60,7 @@ class Certificate:
         return self._loaded.context
 
 
-def load_tls(certificate: str, private_key: str, chain: str = "") -> Loaded:
+def load_tls(certificate: str, private_key: str, chain: str = "", *, protocol: str = "http/1.1") -> Loaded:
     """
     Read PEM files: the server's certificate (followed by its chain, or with it in a file of its own) and its key.
 
@@ -77,19 +79,19 @@ def load_tls(certificate: str, private_key: str, chain: str = "") -> Loaded:
     key = _read(private_key)
     try:
         load_pem_private_key(key, password=None)  # OpenSSL would ask the terminal for a password
-        context = _make_context(b"".join(one.public_bytes(Encoding.PEM) for one in (own, *others)), key)
+        context = _make_context(b"".join(one.public_bytes(Encoding.PEM) for one in (own, *others)), key, protocol)
     except (ssl.SSLError, ValueError, TypeError):
         # The exception's text is left out: it could quote the file.
         raise CannotListen(f"{private_key} is not the unencrypted PEM key of {certificate}") from None
     return Loaded(own, tuple(others), context)
 
 
-def _make_context(certificates: bytes, key: bytes) -> ssl.SSLContext:
+def _make_context(certificates: bytes, key: bytes, protocol: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # A client could have the server's dear half of a handshake done again and again on one connection.
     context.options |= ssl.OP_NO_RENEGOTIATION
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols([protocol])
     with _as_file(certificates) as certificates_path, _as_file(key) as key_path:
         context.load_cert_chain(certificates_path, key_path)
     return context
