@@ -38,7 +38,8 @@ MODULES: Final = (
 """What a webhook passes through. Left out: subclasses of Twisted's services, and what is seldom run."""
 
 ATTRIBUTES: Final = {
-    **dict.fromkeys(("Response", "Streamed"), "allow_interpreted_subclasses=True"),  # they have subclasses elsewhere
+    # They have subclasses elsewhere.
+    **dict.fromkeys(("LoopPort", "Response", "Streamed"), "allow_interpreted_subclasses=True"),
     **dict.fromkeys(("Direct", "Committed"), "native_class=False"),  # they are Twisted's Deferreds
 }
 """What mypyc is told of some classes."""
@@ -70,7 +71,8 @@ def build(target: Path) -> int:
         for file in made:
             place = file.relative_to(work)
             shutil.copy(file, target.parent / place)
-        (target / COMPILED).write_bytes(msgspec.json.encode(digests(target)))
+        files = [str(file.relative_to(work)) for file in made]
+        (target / COMPILED).write_bytes(msgspec.json.encode({"sources": digests(target), "files": files}))
     return len(sources)
 
 
@@ -101,9 +103,13 @@ def prepare(source: str) -> str:
 
 
 def remove(target: Path) -> None:
-    """Take every compiled module away: the sources are used again."""
-    (target / COMPILED).unlink(missing_ok=True)
-    for file in [*target.rglob("*.so"), *target.parent.glob("*__mypyc*.so")]:
+    """Take every compiled module away: the sources are used again. Nothing that was not made here is touched."""
+    record = target / COMPILED
+    if record.exists():
+        for name in msgspec.json.decode(record.read_bytes()).get("files", ()):
+            (target.parent / name).unlink(missing_ok=True)  # one of them stands beside other packages' files
+        record.unlink()
+    for file in target.rglob("*.so"):  # what an upgrade in place has left
         file.unlink()
 
 

@@ -230,6 +230,11 @@ class LoopTransport:
         """The address of this side, also after the end."""
         return _address(self._local)
 
+    def bound_unsent(self, unsent_bytes: int) -> Any:
+        """Pause the producer while more than that waits here; gives the socket, whose own buffer comes on top."""
+        self._transport.set_write_buffer_limits(unsent_bytes)
+        return self._socket()
+
     def getTcpNoDelay(self) -> bool:
         """True when small writes are not held back, as from the beginning."""
         return bool(self._socket().getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))

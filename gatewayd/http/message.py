@@ -28,6 +28,7 @@ _STATUS_LINES: Final[Mapping[int, bytes]] = {
 }
 _REPLAYED: Final = ((b"Idempotent-Replayed", b"true"),)
 _COMMON: Final = b"Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
+_CACHED: Final = b"Cache-Control: public, max-age=%d\r\nX-Content-Type-Options: nosniff\r\n"
 
 
 class Request:
@@ -99,9 +100,9 @@ class Response:
 
     `headers` are further header lines beside the common ones (Content-Type, Content-Length, Cache-Control,
     X-Content-Type-Options, X-Correlation-ID, and Retry-After where it belongs). `close` asks for the connection to be
-    closed after it, `rest` for it not to be read for a second. The others are for the log and the metrics and never
-    reach the wire: `code` (GW-..., "" for a success), `source` ("" when unknown), `instrument`, `validation_status`,
-    `logged` (further members).
+    closed after it, `rest` for it not to be read for a second. `max_age_s`: so long anybody may keep it; 0: nobody may.
+    The others are for the log and the metrics and never reach the wire: `code` (GW-..., "" for a success), `source` (""
+    when unknown), `instrument`, `validation_status`, `logged` (further members).
     """
 
     __slots__ = (
@@ -113,6 +114,7 @@ class Response:
         "headers",
         "instrument",
         "logged",
+        "max_age_s",
         "rest",
         "source",
         "status",
@@ -147,6 +149,7 @@ class Response:
         self.validation_status = validation_status
         self.logged = logged
         self.rest = rest
+        self.max_age_s = 0
 
 
 def render(response: Response, *, keep_alive: bool, head_only: bool = False, http_1_0: bool = False) -> bytes:
@@ -160,8 +163,10 @@ def render(response: Response, *, keep_alive: bool, head_only: bool = False, htt
     parts = [
         _STATUS_LINES[response.status],
         b"Content-Type: %b\r\nContent-Length: %d\r\n" % (response.content_type, len(body)),
-        _COMMON,
+        _COMMON if not response.max_age_s else _CACHED % response.max_age_s,
     ]
+    if response.status == 204:  # which has no content, and no length either (RFC 9110, 8.6)
+        parts[1] = b""
     if response.corr_id:
         parts.append(b"X-Correlation-ID: %b\r\n" % response.corr_id.encode("ascii"))
     for name, value in response.headers:

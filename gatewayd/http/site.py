@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from gatewayd.errors import Refused
 from gatewayd.http.channel import Channel
+from gatewayd.http.exchange import Guest
 from gatewayd.http.framing import Kept
 from gatewayd.http.message import Request, Response
 from gatewayd.http.rules import Limits
@@ -92,7 +93,7 @@ class Site(Factory):
         self._finished = finished
         self._max_connections = max_connections
         self._max_per_address = max_connections_per_address
-        self._channels: set[Channel] = set()
+        self._channels: set[Channel | Guest] = set()
         self._by_address: dict[str, int] = {}
         self._sweeping = False
         self._resting: deque[list[Channel]] = deque([] for _ in range(2 * _WAKES))
@@ -209,7 +210,12 @@ class Site(Factory):
         if self._waking:
             self.clock.callLater(WAKE_S, self._wake)
 
-    def closed(self, channel: Channel) -> None:
+    def handed_over(self, channel: Channel, guest: Guest) -> None:
+        """Another protocol has the connection: it is counted on."""
+        self._channels.discard(channel)
+        self._channels.add(guest)
+
+    def closed(self, channel: Channel | Guest) -> None:
         """Forget a connection."""
         self._channels.discard(channel)
         if channel.peer:

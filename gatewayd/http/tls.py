@@ -130,6 +130,11 @@ class Secured:
             self._above = protocol
 
     @property
+    def below(self) -> Any:
+        """The transport that carries the encrypted bytes."""
+        return self._below
+
+    @property
     def disconnecting(self) -> bool:
         """True once the end has begun."""
         return self._closing or bool(self._below.disconnecting)

@@ -1,5 +1,6 @@
 """The compiled modules: made, found, and refused when the sources beside them are other ones."""
 
+import ast
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gatewayd.compilation import MODULES, digests, prepare
+from gatewayd.compilation import ATTRIBUTES, MODULES, digests, prepare
 from tests.documents import ROOT
 
 pytest_plugins = ("tests.reporting",)
@@ -45,10 +46,14 @@ def run(package: Path, *arguments: str, timeout_s: float = 60.0) -> subprocess.C
 
 
 def test_other_sources(package: Path) -> None:
-    """After an upgrade in place nothing starts, and the error says what to do; --remove puts it right."""
-    (package / "compiled.json").write_text(json.dumps(digests(package)))
+    """After an upgrade in place nothing starts, and the error says what to do; --remove puts it right, no more."""
+    made = package.parent / "abc__mypyc.so"
+    foreign = package.parent / "def__mypyc.so"
+    record = {"sources": digests(package), "files": [made.name]}
+    (package / "compiled.json").write_text(json.dumps(record))
     stale = package / "times.cpython-0-x.so"
-    stale.write_bytes(b"")
+    for file in (made, foreign, stale):
+        file.write_bytes(b"")
     assert run(package, "-c", "import gatewayd").returncode == 0
     with (package / "times.py").open("a") as file:
         file.write("\n")
@@ -57,6 +62,8 @@ def test_other_sources(package: Path) -> None:
     assert "python -m gatewayd.compilation" in refused.stderr
     assert run(package, "-m", "gatewayd.compilation", "--remove").returncode == 0
     assert not stale.exists()
+    assert not made.exists()
+    assert foreign.exists(), "mypy and others bring such a file too"
     assert run(package, "-c", "import gatewayd").returncode == 0
 
 
@@ -68,6 +75,29 @@ def test_prepared_sources() -> None:
     assert prepared.rstrip().endswith("classImplements(C, A, B)")
     for name in MODULES:
         compile(prepare((ROOT / f"gatewayd/{name}.py").read_text()), name, "exec")
+
+
+def test_extended() -> None:
+    """A compiled class that another module's class extends is listed: else that one cannot be made into an object."""
+    trees = {path: ast.parse(path.read_text()) for path in sorted((ROOT / "gatewayd").rglob("*.py"))}
+    compiled = {ROOT / f"gatewayd/{name}.py" for name in MODULES}
+    classes = {node.name for path in compiled for node in ast.walk(trees[path]) if isinstance(node, ast.ClassDef)}
+    extended = {
+        base.id
+        for path, tree in trees.items()
+        if path not in compiled
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for base in node.bases
+        if isinstance(base, ast.Name) and base.id in classes and base.id in _imported(tree)
+    }
+    assert "LoopPort" in extended
+    assert not {name for name in extended if name not in ATTRIBUTES}
+
+
+def _imported(tree: ast.Module) -> set[str]:
+    """The names that a module has of other ones."""
+    return {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
 
 
 def test_compiled(package: Path, not_run: Callable[[str], None]) -> None:
