@@ -29,11 +29,12 @@ _PARTS: Final = frozenset({b"", b"part=webhook"})
 
 
 class _Gate:
-    """Who asks, and how often: the same for every probe."""
+    """Who asks, and how often: the same for every probe. `trusts_all`: whoever comes may read and ask what there is."""
 
-    def __init__(self, rules: Callable[[], Rules], answers: Answers) -> None:
+    def __init__(self, rules: Callable[[], Rules], answers: Answers, *, trusts_all: bool) -> None:
         self.rules = rules
         self.answers = answers
+        self.trusts_all = trusts_all
 
     def refuse(self, request: Request) -> Refused | None:
         """405 for another method; fills in the client's address."""
@@ -45,6 +46,8 @@ class _Gate:
 
     def may_read(self, request: Request) -> bool:
         """Whether METRICS_ALLOW_CIDRS has the client. A proxy that is not trusted could be asking for anybody."""
+        if self.trusts_all:
+            return True
         rules = self.rules()
         believed = rules.proxies.trusted(request.peer, request.values(b"x-forwarded-for"))
         return believed and contains(rules.metrics_readers, request.client_ip)
@@ -52,7 +55,10 @@ class _Gate:
 
 @implementer(ILeaf)
 class HealthProbe:
-    """/healthz or /readyz (`ready`), limited per address in a bucket of the probes' own."""
+    """
+    /healthz or /readyz (`ready`), limited per address in a bucket of the probes' own. `trusts_all` is for a listener
+    that only those reach who may know everything: no limit, and all warnings.
+    """
 
     def __init__(
         self,
@@ -64,11 +70,12 @@ class HealthProbe:
         answers: Answers,
         buckets: AddressBuckets,
         clock: IReactorTime,
+        trusts_all: bool = False,
     ) -> None:
         self._ready = ready
         self._health = health
         self._bus = bus
-        self._gate = _Gate(rules, answers)
+        self._gate = _Gate(rules, answers, trusts_all=trusts_all)
         self._buckets = buckets
         self._clock = clock
 
@@ -79,7 +86,7 @@ class HealthProbe:
 
     def _limited(self, request: Request) -> Refused | None:
         rules = self._gate.rules()
-        if contains(rules.exempt, request.client_ip):
+        if self._gate.trusts_all or contains(rules.exempt, request.client_ip):
             return None
         limited = self._buckets.take(request.client_ip, rules.address_limit, Monotonic(self._clock.seconds()))
         return None if limited is None else refuse_limited(limited, "probes")
@@ -98,11 +105,13 @@ class HealthProbe:
 
 @implementer(ILeaf)
 class MetricsProbe:
-    """/metrics for those who may read it; for everybody else there is nothing at this path."""
+    """/metrics for those who may read it (`trusts_all`: everybody); for others there is nothing at this path."""
 
-    def __init__(self, exposition: Exposition, *, rules: Callable[[], Rules], answers: Answers) -> None:
+    def __init__(
+        self, exposition: Exposition, *, rules: Callable[[], Rules], answers: Answers, trusts_all: bool = False
+    ) -> None:
         self._exposition = exposition
-        self._gate = _Gate(rules, answers)
+        self._gate = _Gate(rules, answers, trusts_all=trusts_all)
 
     def begin(self, request: Request) -> Response | int:
         """See ILeaf."""
