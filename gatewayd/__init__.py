@@ -8,8 +8,13 @@ Read top-down; every arrow of a request points the same way:
     compose      the wiring diagram: Settings -> the tree of services
     http/        HTTP/1.1 as a server speaks it: framing, channel, message
     ingress/     webhooks: who sent it, was it seen, what does it say, what is stored
-    stores/      what admission remembers, bounded
+    stores/      what admission remembers, bounded; the link to Redis
     bus/         NATS JetStream: the publish lane, the client's life, the stream
+    edge         the wiring of what follows, where it is on:
+    sessions/    who may speak to the edge: envelopes, signatures, sessions, the order of the checks
+    commands/    where a command goes: NATS, HTTP; the public authentication paths
+    streams/     Redis Streams, followed from concrete ids
+    push/        the hub of long-lived streams; gRPC, WebSocket and SSE, which carry them
     probes       /healthz, /readyz, /metrics
     cli/         gatewayctl
 
@@ -33,7 +38,7 @@ def _check_compiled() -> None:
     import json
     from hashlib import sha256
 
-    made_of = json.loads((PACKAGE / COMPILED).read_bytes())
+    made_of = json.loads((PACKAGE / COMPILED).read_bytes())["sources"]
     for name, digest in made_of.items():
         if sha256((PACKAGE / f"{name}.py").read_bytes()).hexdigest() != digest:
             raise ImportError(

@@ -13,12 +13,11 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-import msgspec
 from prometheus_client import CollectorRegistry
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
@@ -26,7 +25,8 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
-from gatewayd import __version__, lateness, state_files
+from gatewayd import __version__, lateness
+from gatewayd.admin import Admin
 from gatewayd.aio import Loop
 from gatewayd.answers import Answers
 from gatewayd.bus.client import check_private_names, nats_settings_of
@@ -36,11 +36,10 @@ from gatewayd.bus.nats import NatsBus
 from gatewayd.bus.publication import BusState
 from gatewayd.bus.wanted import wanted_consumer, wanted_stream
 from gatewayd.config import Loaded
-from gatewayd.development import keep_secret, trial_command
+from gatewayd.development import complete_settings
 from gatewayd.errors import Refused
 from gatewayd.exposition import Exposition
 from gatewayd.health import Health, Phase
-from gatewayd.http.addresses import Kind
 from gatewayd.http.inherited import Inherited
 from gatewayd.http.message import Request, Response
 from gatewayd.http.proxied import Proxies
@@ -55,19 +54,26 @@ from gatewayd.ingress.sources import PREFIX
 from gatewayd.ingress.turns import Turns
 from gatewayd.interfaces import ILeaf
 from gatewayd.journal import Journal
-from gatewayd.lifecycle import Ending, Notifier, OrderedServices, Signals, StartFailed, Ticker, watchdog
+from gatewayd.lifecycle import Ending, Notifier, OrderedServices, Signals, Ticker, watchdog
 from gatewayd.lines import LEVELS
 from gatewayd.listeners import Listeners, take_inherited
 from gatewayd.live import Live
 from gatewayd.log import Log, make_log
 from gatewayd.maintenance import Maintenance
 from gatewayd.metrics import Metrics
+from gatewayd.presence import MaintenanceFile, publish_client_file, say_trial
 from gatewayd.probes import HealthProbe, MetricsProbe
 from gatewayd.settings import Settings
+from gatewayd.settings_edge import EdgeSettings
 from gatewayd.settings_table import secret_name
 from gatewayd.standing import Standing
-from gatewayd.stores.memory import MemoryAdmission
-from gatewayd.times import Monotonic, Wall
+from gatewayd.stores.chosen import choose_store
+from gatewayd.times import Wall
+from gatewayd.world import Part, World
+
+if TYPE_CHECKING:
+    from gatewayd.commands.public_auth import Refuse
+    from gatewayd.edge import Edge
 
 _log = Logger()
 
@@ -85,39 +91,6 @@ class Root(OrderedServices):
         if isinstance(parent, Componentized):
             parent.setComponent(ILogObserver, self.observer)
         super().setServiceParent(parent)
-
-
-class Part(Service):
-    """A service made of two functions."""
-
-    def __init__(self, name: str, start: Callable[[], Any], stop: Callable[[], Any]) -> None:
-        self.name = name
-        self._start = start
-        self._stop = stop
-
-    def startService(self) -> Any:
-        """Start; a Deferred when it takes time."""
-        super().startService()
-        return self._start()
-
-    def stopService(self) -> Any:
-        """Stop; a Deferred when it takes time."""
-        super().stopService()
-        return self._stop()
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """What is around the process: its reactor (whose clock is monotonic), its wall clock, its environment."""
-
-    reactor: Any
-    loop: Loop
-    wall: Callable[[], Wall]
-    environ: Mapping[str, str]
-
-    def now(self) -> Monotonic:
-        """The monotonic clock."""
-        return Monotonic(self.reactor.seconds())
 
 
 def build(loaded: Loaded, reactor: Any, event_loop: Any, *, load: Callable[[], Loaded], log_file: str = "") -> Root:
@@ -177,26 +150,19 @@ class Core:
             subjects=(settings.nats_subject_signals_raw, settings.nats_subject_signals_normalized, *DEAD_SUBJECTS),
             consumer=settings.nats_durable,
         )
-        self.live = Live(
-            loaded,
-            settings,
-            load=load,
-            complete=complete_settings,
-            other_secrets=() if embedded is None else (embedded.password.encode("ascii"),),
-            log=log,
-            metrics=self.metrics,
-            maintenance=self.maintenance,
-        )
+        self.live = self._live(loaded, load)
+        self.store = choose_store(settings, world.reactor, world.now, self.metrics)
         self.health = Health(
-            maintenance=self.maintenance, now=world.now, wall=world.wall, version=__version__, warnings=self.warnings
+            maintenance=self.maintenance,
+            now=world.now,
+            wall=world.wall,
+            version=__version__,
+            warnings=self.warnings,
+            stores=self.states,
         )
         self.answers = Answers(world.wall)
-        self.admission = MemoryAdmission(
-            world.now,
-            nonce_lifetime_s=settings.nonce_lifetime_s,
-            identity_lifetime_s=settings.idempotency_ttl_sec,
-            entries_bound=settings.admission_entries,
-        )
+        self.journal = Journal(self.log.access, self.metrics, world.reactor, world.wall)
+        self.exposition = Exposition(self.metrics.registry, self.refresh, world.loop.soon)
         where = nats_settings_of(settings)
         if embedded is not None:
             where = replace(where, user=embedded.user, password=embedded.password)
@@ -208,11 +174,26 @@ class Core:
         self.keeper = self._keeper()
         self.bus.on_connected = self.keeper.prepare
         self.live.widen = self.keeper.widen
+        self.edge = None if settings.edge is None else self._edge(settings.edge, inherited)
+        self.live.taken = self._taken
         self.site = self._site()
         self.listeners = self._listeners(inherited)
-        self.live.load_certificates = self.listeners.load_certificates
+        self.admin = self._admin()
+        self.live.load_certificates = self._load_certificates
         self.standing = self._standing()
         self.lateness = lateness.Lateness()
+
+    def _live(self, loaded: Loaded, load: Callable[[], Loaded]) -> Live:
+        return Live(
+            loaded,
+            self.settings,
+            load=load,
+            complete=complete_settings,
+            other_secrets=() if self.embedded is None else (self.embedded.password.encode("ascii"),),
+            log=self.log,
+            metrics=self.metrics,
+            maintenance=self.maintenance,
+        )
 
     def _standing(self) -> Standing:
         return Standing(
@@ -239,11 +220,16 @@ class Core:
             self.standing.ticker(reactor),
             Part("public listener", self.listeners.open, self.listeners.close),
             self.embedded,
+            *self.store.services,
+            *(() if self.edge is None else (self.edge.first,)),
             Part("NATS", self.start_bus, self.stop_bus),
             Part("repair", lambda: None, self.repair.stop),
             *self.tickers(),
             watchdog(reactor, self.standing.notifier),
-            Part("requests", lambda: None, self.drain),
+            Part("requests", lambda: None, self.listeners.drain),
+            *(() if self.edge is None else self.edge.services()),
+            Part("admin listener", self.admin.open, self.admin.close),
+            Part("readiness", lambda: None, self.announce_stop),
         ]
         return [service for service in services if service is not None]
 
@@ -259,9 +245,10 @@ class Core:
             read_back_s=settings.nonce_lifetime_s,
             shed_above=settings.lag_shed_messages,
             fill=self._fill_nonce,
-            forget=self.admission.forget,
+            forget=self.store.admission.forget,
             ready=self._ready,
             repair=self.repair.begin,
+            recognised=self.store.recognise,
             now=self.world.now,
             wall=self.world.wall,
         )
@@ -271,7 +258,7 @@ class Core:
         world = self.world
         pipeline = Pipeline(
             rules=self.live.get_rules,
-            admission=self.admission,
+            admission=self.store.admission,
             bus=self.bus,
             events=self.events,
             refuse=self.answers.refuse,
@@ -299,6 +286,35 @@ class Core:
     def _site(self) -> Site:
         """The channel's factory and the table of paths."""
         world, settings, webhooks = self.world, self.settings, self._webhooks()
+        paths = self._operations(trusts_all=False)
+        prefixes: dict[bytes, ILeaf] = {}
+        refuse: Refuse = self.answers.refuse
+        if self.edge is not None:
+            paths.update(self.edge.paths)
+            prefixes.update(self.edge.prefixes)
+            refuse = self.edge.refusing(refuse)
+
+        def route(path: bytes) -> ILeaf | None:
+            if path.startswith(PREFIX):
+                return webhooks
+            leaf = paths.get(path)
+            if leaf is None and prefixes:
+                leaf = next((found for prefix, found in prefixes.items() if path.startswith(prefix)), None)
+            return leaf
+
+        return Site(
+            route=route,
+            refuse=refuse,
+            failed=self.answer_fault,
+            finished=self.journal.finished,
+            clock=world.reactor,
+            wall=world.wall,
+            max_connections=settings.max_connections,
+            max_connections_per_address=settings.max_connections_per_address,
+        )
+
+    def _operations(self, *, trusts_all: bool) -> dict[bytes, ILeaf]:
+        """The paths for those who run the gateway."""
         probe = partial(
             HealthProbe,
             health=self.health,
@@ -306,36 +322,46 @@ class Core:
             rules=self.live.get_rules,
             answers=self.answers,
             buckets=AddressBuckets(),
-            clock=world.reactor,
+            clock=self.world.reactor,
         )
-        exposition = Exposition(self.metrics.registry, self.refresh, world.loop.soon)
-        metrics = MetricsProbe(exposition, rules=self.live.get_rules, answers=self.answers)
-        paths: dict[bytes, ILeaf] = {
-            b"/healthz": probe(ready=False),
-            b"/readyz": probe(ready=True),
-            b"/metrics": metrics,
-        }
+        metrics = MetricsProbe(self.exposition, rules=self.live.get_rules, answers=self.answers, trusts_all=trusts_all)
+        return {b"/healthz": probe(ready=False), b"/readyz": probe(ready=True), b"/metrics": metrics}
 
-        def route(path: bytes) -> ILeaf | None:
-            return webhooks if path.startswith(PREFIX) else paths.get(path)
-
-        journal = Journal(self.log.access, self.metrics, world.reactor, world.wall)
-        return Site(
-            route=route,
+    def _admin(self) -> Admin:
+        """The admin listener; without an address it does nothing."""
+        world = self.world
+        return Admin(
+            world.reactor,
+            world.loop.event_loop,
+            self.settings,
+            self._operations(trusts_all=True),
             refuse=self.answers.refuse,
             failed=self.answer_fault,
-            finished=journal.finished,
-            clock=world.reactor,
+            finished=self.journal.finished,
             wall=world.wall,
-            max_connections=settings.max_connections,
-            max_connections_per_address=settings.max_connections_per_address,
         )
 
-    async def drain(self) -> None:
-        """The first thing of a stop: refuse what comes from now on, and wait for the requests in flight."""
+    def _edge(self, settings: EdgeSettings, inherited: Inherited) -> "Edge":
+        from gatewayd.edge import Edge
+
+        return Edge(
+            self.world,
+            self.settings,
+            settings,
+            live=self.live,
+            bus=self.bus,
+            answers=self.answers,
+            maintenance=self.maintenance,
+            stopping=lambda: self.health.phase is Phase.DRAINING,
+            registry=self.metrics.registry,
+            redis=self.store.redis,
+            inherited=inherited,
+        )
+
+    def announce_stop(self) -> None:
+        """The first thing of a stop: say so, and refuse what comes from now on."""
         self.standing.stopping()
         self.health.drain(takes_last=self.listeners.all_inherited)
-        await self.listeners.drain()
 
     # The bus.
 
@@ -343,32 +369,24 @@ class Core:
         """Connect; done when the stream was prepared, or when the first attempt has failed: NATS may come later."""
         servers = () if self.embedded is None else (self.embedded.url,)
         if self.embedded is not None:
-            self._publish_client_file(self.embedded)
+            publish_client_file(self.settings.state_directory, self.embedded)
         prepared = self.keeper.attempt()
         await self.bus.start(servers)
         if self.bus.state is not BusState.DISCONNECTED:
             await prepared
         else:
             _log.warn("NATS is not there yet: {error}", event="nats.absent", error=self.bus.last_error)
-        self._say_trial()
+        say_trial(self.settings, self.listeners)
 
     def stop_bus(self) -> Deferred[None]:
         """Wait for pending acknowledgements, close."""
         return self.bus.stop(self.settings.gateway_shutdown_timeout / 2)
 
-    def _publish_client_file(self, embedded: EmbeddedServer) -> None:
-        """Where tools find the embedded server of this run; readable by this user only."""
-        path = self.settings.state_directory / state_files.CLIENT
-        content = msgspec.json.encode({"url": embedded.url, "user": embedded.user, "password": embedded.password})
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-
     def _fill_nonce(self, headers: Mapping[str, str]) -> None:
         found = parse_nonce(headers.get(MSG_ID_HEADER), headers.get(FACTS_HEADER))
         if found is not None:
             nonce, used_by, facts = found
-            self.admission.remember_nonce(nonce, used_by, max(0.0, self.world.wall() - facts.accepted_at))
+            self.store.admission.remember_nonce(nonce, used_by, max(0.0, self.world.wall() - facts.accepted_at))
 
     def _ready(self) -> None:
         if self.health.phase is Phase.STARTING:
@@ -376,49 +394,22 @@ class Core:
             self.listeners.accept()
             _log.info("ready: webhooks are taken", event="ready")
 
-    def _say_trial(self) -> None:
-        """In development: one command to try it with, the first text in the log that begins with curl."""
-        settings = self.settings
-        tcp = [address for address in settings.gateway_public_http_addr if address.kind is Kind.TCP]
-        secret_file = settings.state_directory / state_files.SECRET
-        if settings.production or not tcp or not secret_file.exists() or settings.gateway_tls_cert is not None:
-            return
-        port = self.listeners.port_of(tcp[0])
-        host = tcp[0].host if tcp[0].host not in ("", "0.0.0.0") else "127.0.0.1"  # noqa: S104 - compared
-        _log.info("{command}", event="trial", command=trial_command(f"http://{host}:{port}", secret_file))
-
     # What is looked at now and then.
 
     def tickers(self) -> list[Ticker]:
         """Everything that happens once a second."""
         reactor = self.world.reactor
+        switch = MaintenanceFile(self.settings.state_directory, self.maintenance)
         return [
-            Ticker(reactor, TICK_S, self._read_maintenance_file, "maintenance file", at_once=True),
+            Ticker(reactor, TICK_S, switch.look, "maintenance file", at_once=True),
             Ticker(reactor, TICK_S, self.keeper.tick, "stream"),
             Ticker(reactor, lateness.TICK_S, lambda: self.lateness.tick(self.world.now()), "reactor lag"),
         ]
 
-    def _read_maintenance_file(self) -> None:
-        path = self.settings.state_directory / state_files.MAINTENANCE
-        try:
-            content: bytes | None = path.read_bytes()
-        except FileNotFoundError:
-            content = None
-        except OSError:
-            content = b""  # it is there; that it cannot be read must not switch maintenance off
-        before = self.maintenance.window()
-        self.maintenance.read_file(content)
-        now = self.maintenance.window()
-        if (before is None) != (now is None):
-            word = "off" if now is None else "on"
-            _log.info("maintenance is {word}", event="maintenance.switched", word=word)
-
     def refresh(self) -> None:
         """Set the gauges that are read at a scrape."""
         metrics = self.metrics
-        metrics.cache_entries.set(self.admission.entries())
-        metrics.advance("hits", self.admission.hits)
-        metrics.advance("evictions", self.admission.evictions)
+        self.store.refresh()
         metrics.advance("log_dropped", self.log.writer.dropped)
         metrics.advance("refused_connections", self.site.refused_connections)
         metrics.advance("proxy_headers", self.listeners.proxies.refused)
@@ -435,7 +426,29 @@ class Core:
             f"The source {name} has no secret and answers 503 GW-018: set {secret_name(name)}."
             for name in self.live.settings.unconfigured_sources
         ]
-        return [*self.live.warnings, *unconfigured, *self.keeper.warnings()]
+        edge = [] if self.edge is None else self.edge.warnings()
+        stores = [*self.keeper.warnings(), *self.store.warnings()]
+        return [*self.live.warnings, *unconfigured, *stores, *edge, *self.admin.warnings()]
+
+    def states(self) -> dict[str, str]:
+        """The stores' members of /healthz; one Redis of two that does not answer is an error."""
+        found = [self.store.states(), {} if self.edge is None else self.edge.states()]
+        return dict(sorted({item for states in found for item in states.items()}, key=lambda item: item[1] == "error"))
+
+    def _taken(self, settings: Settings) -> None:
+        if self.edge is not None and settings.edge is not None:
+            self.edge.taken(settings.edge)
+
+    def _load_certificates(self) -> Callable[[], None]:
+        """Every certificate, and the keys that the edge signs with, read anew before any is put in force."""
+        loads = [self.listeners.load_certificates, self.admin.load_certificates]
+        uses = [load() for load in (*loads, *(() if self.edge is None else (self.edge.load_certificates,)))]
+
+        def use_all() -> None:
+            for use in uses:
+                use()
+
+        return use_all
 
     def reload(self) -> None:
         """SIGHUP: a reload, which systemd is told of at both ends."""
@@ -472,19 +485,6 @@ def _started(core: "Core") -> None:
     # A request leaves no cycles behind; the default of 700 looks for them every few requests (2 % of the CPU).
     gc.set_threshold(20_000, 20, 20)
     core.standing.started()
-
-
-def complete_settings(settings: Settings) -> Settings:
-    """The settings, with the secret that development mode makes and keeps where nobody set one."""
-    if not settings.generate_secret:
-        return settings
-    try:
-        secret, _ = keep_secret(settings.state_directory)
-    except OSError as error:
-        raise StartFailed(
-            f"{settings.state_directory}: the development secret cannot be kept: {error.strerror}"
-        ) from None
-    return replace(settings, shared_secrets=(secret,), generate_secret=False, unconfigured_sources=())
 
 
 def _existing(path: Path) -> Path:

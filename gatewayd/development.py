@@ -8,10 +8,13 @@ command reads it from its file.
 import os
 import secrets
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from gatewayd import state_files
+from gatewayd.lifecycle import StartFailed
 from gatewayd.secret import Secret
+from gatewayd.settings import Settings
 
 
 def keep_secret(state_directory: Path) -> tuple[Secret, Path]:
@@ -30,6 +33,19 @@ def keep_secret(state_directory: Path) -> tuple[Secret, Path]:
     with os.fdopen(descriptor, "wb") as file:
         file.write(made + b"\n")
     return Secret(made), path
+
+
+def complete_settings(settings: Settings) -> Settings:
+    """The settings, with the secret that development mode makes and keeps where nobody set one."""
+    if not settings.generate_secret:
+        return settings
+    try:
+        secret, _ = keep_secret(settings.state_directory)
+    except OSError as error:
+        raise StartFailed(
+            f"{settings.state_directory}: the development secret cannot be kept: {error.strerror}"
+        ) from None
+    return replace(settings, shared_secrets=(secret,), generate_secret=False, unconfigured_sources=())
 
 
 def trial_command(url: str, secret_file: Path) -> str:

@@ -19,7 +19,8 @@ from gatewayd.lines import LEVELS
 from gatewayd.log import Log
 from gatewayd.maintenance import Maintenance
 from gatewayd.metrics import Metrics
-from gatewayd.settings import Settings, changes
+from gatewayd.settings import Settings, changes, value_of
+from gatewayd.settings_edge import NAMES
 from gatewayd.settings_table import TABLE
 
 _log = Logger()
@@ -32,7 +33,8 @@ class Live:
     `load` reads the settings anew, `complete` adds what development mode makes; `other_secrets` are to be kept out of
     the log beside those of the settings; `widen` makes the stream's duplicate window at least so many seconds and fires
     with None, or with the reason why it is not; `load_certificates` reads the files of all certificates and returns
-    what puts them in force, or raises CannotListen; `last_reload` says what came of the last one, "" before it.
+    what puts them in force, or raises CannotListen; `taken` is told of the settings that a reload has put in force;
+    `last_reload` says what came of the last one, "" before it.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Live:
         self.last_reload = ""
         self.widen: Callable[[float], Deferred[str | None]] | None = None
         self.load_certificates: Callable[[], Callable[[], None]] = _no_certificates
+        self.taken: Callable[[Settings], object] = _nobody
         self._one_at_a_time = DeferredLock()
         self._load = load
         self._complete = complete
@@ -103,6 +106,7 @@ class Live:
         self.rules, self.settings, self.warnings = make_rules(settings), settings, loaded.warnings
         self._know()
         use_certificates()
+        self.taken(settings)
         # The line below is for whoever changed the level, in either direction.
         self._log.set_level(min(levels, key=lambda level: level.number))
         self._maintenance.configure(
@@ -137,7 +141,15 @@ def _no_certificates() -> Callable[[], None]:
     return lambda: None
 
 
+def _nobody(_: Settings) -> None:
+    """Nobody is told."""
+
+
 def _merge(old: Settings, new: Settings) -> Settings:
     """The old settings with what may be reloaded of the new: the rest was built into the running parts."""
-    reloadable = {row.field: getattr(new, row.field) for row in TABLE.values() if row.reloadable}
-    return replace(old, **reloadable, sources=new.sources, unconfigured_sources=new.unconfigured_sources)
+    taken = {row.name: value_of(new, row) for row in TABLE.values() if row.reloadable}
+    edge = old.edge
+    if edge is not None and new.edge is not None:
+        edge = replace(edge, **{TABLE[name].field: value for name, value in taken.items() if name in NAMES})
+    rest = {TABLE[name].field: value for name, value in taken.items() if name not in NAMES}
+    return replace(old, **rest, edge=edge, sources=new.sources, unconfigured_sources=new.unconfigured_sources)

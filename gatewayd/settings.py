@@ -9,12 +9,15 @@ and never shows a secret: its repr has their lengths only.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from gatewayd.http.addresses import Address
 from gatewayd.ingress.addresses import Network, Proxies
 from gatewayd.secret import Secret
+from gatewayd.settings_edge import NAMES, EdgeSettings
+from gatewayd.settings_row import Row
 from gatewayd.settings_table import TABLE
+from gatewayd.stores.redisplace import RedisPlace
 from gatewayd.times import Wall
 
 DUPLICATE_MARGIN_S: Final = 600.0
@@ -49,8 +52,10 @@ class Settings:
     Durations are seconds, sizes bytes. `host` is "" for every interface; `gateway_public_http_addr` holds what is
     listened on, also when only PORT and HOST say it. `rate_limit_burst` is None where a source's burst is its rate.
     `nats_url` is without credentials (they stand in `nats_user`, `nats_password`, `nats_token`) and empty when a
-    server is embedded. `nats_stream_max_bytes` None: half the free disk. `sources` has every allowed source.
+    server is embedded. `nats_stream_max_bytes` None: half the free disk. `redis_url` None: admission is in memory.
+    `sources` has every allowed source.
     `generate_secret`: development without any secret. `unconfigured_sources`: those that no secret is for, sorted.
+    `edge` is None while the edge is off; `gateway_admin_http_addr` is empty without an admin listener.
     """
 
     env: str
@@ -62,6 +67,7 @@ class Settings:
     host: str
     port: int
     gateway_public_http_addr: tuple[Address, ...]
+    gateway_admin_http_addr: tuple[Address, ...]
     gateway_tls_cert: Path | None
     gateway_tls_key: Path | None
     max_connections: int
@@ -104,6 +110,9 @@ class Settings:
     lag_shed_messages: int | None
     nats_server_bin: Path | None
 
+    redis_url: RedisPlace | None
+    redis_tls_ca: Path | None
+
     signal_schema_version: str
     maintenance_mode: bool
     maintenance_retry_after: float
@@ -112,6 +121,7 @@ class Settings:
     sources: Mapping[str, SourceSettings]
     generate_secret: bool
     unconfigured_sources: tuple[str, ...]
+    edge: EdgeSettings | None
 
     @property
     def production(self) -> bool:
@@ -141,7 +151,10 @@ class Settings:
     def all_secrets(self) -> tuple[Secret, ...]:
         """Every secret of these settings, for whoever must keep them out of texts."""
         nats = (self.nats_password, self.nats_token, self.nats_nkey_seed)
+        edge = () if self.edge is None else (self.edge.gateway_redis_password,)
         return (
+            *edge,
+            *(() if self.redis_url is None or self.redis_url.password is None else (self.redis_url.password,)),
             *self.shared_secrets,
             *(secret for source in self.sources.values() for secret in source.secrets),
             *(secret for secret in nats if secret is not None),
@@ -152,6 +165,11 @@ def duplicate_window_s(idempotency_ttl_s: float, sources: Mapping[str, SourceSet
     """The longest time in which an event may be repeated, and a margin, in seconds."""
     ages = (source.max_body_age for source in sources.values())
     return max([float(idempotency_ttl_s), *(age for age in ages if age is not None)]) + DUPLICATE_MARGIN_S
+
+
+def value_of(settings: Settings, row: Row) -> Any:
+    """What a row's setting is; None for one of the edge's while that is off."""
+    return getattr(settings.edge if row.name in NAMES else settings, row.field, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +186,10 @@ def changes(old: Settings, new: Settings) -> Changes:
 
     A source differs also when only what it falls back to does. Of secrets the values are compared, never shown.
     """
-    rows = [row for row in TABLE.values() if getattr(old, row.field) != getattr(new, row.field)]
+    rows = [row for row in TABLE.values() if value_of(old, row) != value_of(new, row)]
     names = sorted({*old.sources, *new.sources})
     differing = [f"sources.{name}" for name in names if old.sources.get(name) != new.sources.get(name)]
-    return Changes(
-        (*(row.name for row in rows if row.reloadable), *differing),
-        tuple(row.name for row in rows if not row.reloadable),
-    )
+    # An edge that comes or goes waits for a restart, with everything that is set of it.
+    fixed = NAMES if (old.edge is None) != (new.edge is None) else frozenset()
+    taken = [row.name for row in rows if row.reloadable and row.name not in fixed]
+    return Changes((*taken, *differing), tuple(row.name for row in rows if row.name not in taken))

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Iterator
 from textwrap import wrap
 
-from gatewayd.settings_table import GROUPS, IGNORED, SECRET, SECRET_OF_SOURCE, SOURCE_TABLE, Row, secret_name
+from gatewayd.settings_row import SECRET, Row
+from gatewayd.settings_table import GROUPS, IGNORED, SECRET_OF_SOURCE, SOURCE_TABLE, secret_name
 
 
 def _default(row: Row) -> str:

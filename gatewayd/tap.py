@@ -108,15 +108,21 @@ def makeService(options: Options) -> "IService":
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
 
     from gatewayd.compose import build
+    from gatewayd.lifecycle import StartFailed
 
     path = options["config"]
-    return build(
-        options["loaded"],
-        reactor,
-        loop,
-        load=partial(load_settings, None if path is None else Path(path).absolute()),
-        log_file=_log_file(options.parent or {}),
-    )
+    try:
+        return build(
+            options["loaded"],
+            reactor,
+            loop,
+            load=partial(load_settings, None if path is None else Path(path).absolute()),
+            log_file=_log_file(options.parent or {}),
+        )
+    except StartFailed as error:
+        # A file that a setting names and nobody can use: twistd would show its own frames with it.
+        print(f"gatewayd: {error}", file=sys.stderr)  # noqa: T201 - the log's thread has not begun yet
+        raise SystemExit(1) from None
 
 
 def _log_file(twistd: Any) -> str:

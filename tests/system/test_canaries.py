@@ -40,7 +40,22 @@ pipeline.verify = verify
 """
 """Put before everything in one process: an internal error whose text holds what it had to do with."""
 
-NAMES = ("shared", "older", "partner", "desk", "before", "later", "password", "url", "token", "seed", "creds", "key")
+NAMES = (
+    "shared",
+    "older",
+    "partner",
+    "desk",
+    "before",
+    "later",
+    "password",
+    "url",
+    "token",
+    "seed",
+    "creds",
+    "key",
+    "redis",
+    "edge",
+)
 
 
 class World:
@@ -152,6 +167,8 @@ def test_every_secret_is_a_canary(world: World) -> None:
         "NATS_PASSWORD",
         "NATS_TOKEN",
         "NATS_NKEY_SEED",
+        "REDIS_URL",
+        "GATEWAY_REDIS_PASSWORD",
         "secret",
         "previous_secret",
     }
@@ -331,6 +348,36 @@ def test_tls_keys(world: World, make_gateway: Callable[..., Gateway], tmp_path: 
     good.stop()
     world.say("log of a TLS listener", good.log_text())
     world.say("log of a broken key", broken.log_text())
+
+
+def test_redis_passwords(world: World, make_gateway: Callable[..., Gateway], tmp_path: Path) -> None:
+    """The passwords of Redis: what the check shows of them, and a start with nobody where Redis should be."""
+    settings = {
+        "NATS_URL": world.url,
+        "API_KEY_HMAC_SECRET": world.canaries["shared"],
+        "LOG_LEVEL": "DEBUG",
+        "REDIS_URL": f"redis://:{world.canaries['redis']}@127.0.0.1:1/0",
+        "GATEWAY_REDIS_MASTER_ADDR": "127.0.0.1:1",
+        "GATEWAY_REDIS_PASSWORD": world.canaries["edge"],
+        "GATEWAY_SESSION_EVENTS_REDIS_STREAM": "session_events",
+        "GATEWAY_CLIENT_EVENTS_REDIS_STREAM": "client_events",
+        "GATEWAY_RESPONSE_SIGNER_PRIVATE_KEY_PEM_PATH": str(tmp_path / "none.pem"),
+    }
+    for name, more in (("good", {}), ("wrong", {"GATEWAY_REDIS_DB": "x", "GATEWAY_REDIS_USERNAME": "u"})):
+        gateway = make_gateway(name, **settings, **more)
+        gateway.root.mkdir(parents=True, exist_ok=True)
+        checked = subprocess.run(
+            gateway.command("--check-config"), env=gateway.environment(), capture_output=True, timeout=30, check=False
+        )
+        assert (checked.returncode == 0) == (name == "good")
+        world.say(f"check of {name} settings of Redis", checked.stdout + checked.stderr)
+        gateway.start(wait="")
+        assert gateway.process is not None
+        with suppress(subprocess.TimeoutExpired):
+            gateway.process.wait(3.0)
+        gateway.stop()
+        world.say(f"log with {name} settings of Redis", gateway.log_text())
+        assert gateway.log_text()
 
 
 def test_nothing_has_leaked(world: World) -> None:

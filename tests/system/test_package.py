@@ -48,9 +48,8 @@ def test_gatewayctl_is_installed(environment: Path) -> None:
 def test_everything_is_in_the_wheel(environment: Path) -> None:
     """Every module and every data file of the tree is installed; nothing of the tests is."""
     (site,) = environment.glob("lib/python*/site-packages")
-    ours = {
-        path.relative_to(ROOT) for path in (ROOT / "gatewayd").rglob("*") if path.suffix in {".py", ".json", ".typed"}
-    }
+    kinds = {".py", ".pyi", ".json", ".lua", ".proto", ".typed"}
+    ours = {path.relative_to(ROOT) for path in (ROOT / "gatewayd").rglob("*") if path.suffix in kinds}
     ours.add(Path("twisted/plugins/gatewayd_plugin.py"))
     missing = [str(path) for path in ours if not (site / path).exists()]
     assert not missing

@@ -37,7 +37,7 @@ class TestEnd:
         assert gateway.process.wait(5) == 128 + signal.SIGTERM
         lines = gateway.log_lines()
         assert any(line["event"] == "ready" for line in lines)
-        assert not any(line["event"] == "service.stopped" for line in lines)
+        assert not any(line.get("service") == "requests" for line in lines if line["event"] == "service.stopped")
         idle.close()
 
     def test_sigint(self, gateway: Gateway) -> None:

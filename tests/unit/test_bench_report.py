@@ -57,3 +57,13 @@ class Drawing(SynchronousTestCase):
         """A wide axis is marked at powers of ten only."""
         self.assertEqual(plot.ticks(1, 100), [1, 2, 5, 10, 20, 50, 100])
         self.assertEqual(plot.ticks(0.01, 10_000), [0.01, 0.1, 1, 10, 100, 1000, 10_000])
+
+
+class PushPart(SynchronousTestCase):
+    def test_each_bench_keeps_the_other_part(self) -> None:
+        """The part on push is replaced alone, and taken over by who writes the rest."""
+        once = report.with_push("# Benchmarks\n", "one\n")
+        twice = report.with_push(once, "two\n")
+        self.assertEqual(twice, once.replace("one", "two"))
+        self.assertEqual("# Benchmarks\n" + report.push_of(twice), twice)
+        self.assertEqual(report.push_of("# Benchmarks\n"), "")

@@ -9,6 +9,7 @@ from types import UnionType
 
 from gatewayd.config import Facts, Secret, Settings
 from gatewayd.http.addresses import Address, Kind
+from gatewayd.settings_edge import NAMES
 from gatewayd.settings_origins import MAX_FILE_BYTES
 from gatewayd.settings_table import TABLE
 from tests.unit.settings_case import HOME, PRODUCTION, STRONG, SettingsCase, load_from
@@ -138,9 +139,10 @@ class DefaultsTest(SettingsCase):
                 self.assertTrue(conforms(getattr(found, name), hint), f"{name}: {getattr(found, name)!r}")
 
     def test_fields_and_rows_agree(self) -> None:
-        """Settings has one field for each row of the table, and three that follow from them."""
-        derived = {"sources", "generate_secret", "unconfigured_sources"}
-        self.assertEqual({field.name for field in fields(Settings)}, {row.field for row in TABLE.values()} | derived)
+        """Settings has one field for each row of the table but the edge's, and four that follow from them."""
+        derived = {"sources", "generate_secret", "unconfigured_sources", "edge"}
+        own = {row.field for row in TABLE.values() if row.name not in NAMES}
+        self.assertEqual({field.name for field in fields(Settings)}, own | derived)
 
 
 class PlacesTest(SettingsCase):
@@ -182,7 +184,7 @@ class PlacesTest(SettingsCase):
             ('[sources.test]\nsecrt = "x"', ("[sources.test] secrt", "perhaps secret")),
             ('api_key_hmac_secret_test = "x"', ("[sources.<name>]",)),
             ('gateway_redis_username = "x"', ("gateway_redis_username", "retired")),
-            ('redis_url = "x"', ("not available in this version",)),
+            ('database_url = "x"', ("not available in this version",)),
         ):
             self.assert_problem(self.problems(HOME, toml), *words)
 
@@ -309,20 +311,6 @@ class NamesTest(SettingsCase):
     def test_unavailable_names(self) -> None:
         """What this version does not have is refused by name instead of being ignored."""
         for name in (
-            "GATEWAY_ADMIN_HTTP_ADDR",
-            "GATEWAY_REDIS_MASTER_ADDR",
-            "GATEWAY_REDIS_PASSWORD",
-            "GATEWAY_SESSION_EVENTS_REDIS_STREAM",
-            "GATEWAY_CLIENT_EVENTS_REDIS_STREAM",
-            "GATEWAY_RESPONSE_SIGNER_PRIVATE_KEY_PEM_PATH",
-            "GATEWAY_AUTHENTICATED_GRPC_ADDR",
-            "GATEWAY_PUSH_HEARTBEAT",
-            "GATEWAY_REPLAY_REDIS_KEY_PREFIX",
-            "GATEWAY_FRESHNESS_WINDOW",
-            "GATEWAY_AUTH_SERVICE_BASE_URL",
-            "GATEWAY_COMMAND_ROUTES",
-            "REDIS_URL",
-            "REDIS_URL_FILE",
             "DATABASE_URL",
             "JWT_KEYS_SECRET",
         ):

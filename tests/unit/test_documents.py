@@ -15,7 +15,8 @@ from gatewayd.development import trial_command
 from gatewayd.errors import TABLE
 from gatewayd.ingress.normalise import Generic, Signal, read_generic, read_tradingview
 from gatewayd.ingress.signature import Signed, sign
-from gatewayd.settings_table import SECRET_OF_SOURCE
+from gatewayd.sessions import endings
+from gatewayd.settings_table import RETIRED, SECRET_OF_SOURCE
 from gatewayd.settings_table import TABLE as SETTINGS
 from tests import generated
 from tests.documents import PAGES, ROOT, blocks, read, run_of, shown_of, steady
@@ -128,17 +129,19 @@ class NamesTest(SynchronousTestCase):
         """Every metric that is named exists, and every one has its line."""
         known = generated.families()
         for page in PAGES:
-            named = set(re.findall(r"`(gatewayd?_[a-z_]+)", read(page)))
-            self.assertEqual(named - set(known), set(), page)
-        lines = re.findall(r"^\| `(gatewayd?_[a-z_]+)` \|", read("docs/operations.md"), re.MULTILINE)
+            named = set(re.findall(r"`((?:gatewayd?|edge|redis)_[a-z_]+)", read(page)))
+            self.assertEqual(named - set(known) - set(generated.edge_families()), set(), page)
+        lines = re.findall(r"^\| `((?:gatewayd?|redis)_[a-z_]+)` \|", read("docs/operations.md"), re.MULTILINE)
         self.assertEqual(lines, list(known))
 
     def test_settings(self) -> None:
         """Every setting that is named exists."""
         others = {"STATE_DIRECTORY", "NOTIFY_SOCKET", "PROMETHEUS_MULTIPROC_DIR", "CREDENTIALS_DIRECTORY"}
         others |= {"WATCHDOG_USEC", "LISTEN_FDS", "PIP_ARGS"}
+        others |= {*RETIRED, *(name for name in vars(endings) if name.isupper())}  # statuses of gRPC look like settings
         known = {*SETTINGS, *(f"{name}_FILE" for name, row in SETTINGS.items() if row.filed), *others}
-        pages = (f"docs/{name}.md" for name in ("guarantees", "operations", "schemas", "threat-model"))
+        names = ("edge", "edge-operations", "guarantees", "operations", "schemas", "threat-model")
+        pages = (f"docs/{name}.md" for name in names)
         for page in ("README.md", *pages):
             named = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)(?:=[^`]*)?`", read(page)))
             self.assertEqual({name for name in named - known if not name.startswith(SECRET_OF_SOURCE)}, set(), page)
@@ -146,7 +149,8 @@ class NamesTest(SynchronousTestCase):
     def test_commands(self) -> None:
         """Every command of gatewayctl that the README and docs/operations.md name is one, and has the options named."""
         commands = {" ".join(words): gatewayctl(*words, "--help").out for words in every_command()}
-        for page in ("README.md", "docs/operations.md", "docs/guarantees.md", "docs/codes.md", "docs/threat-model.md"):
+        names = ("edge", "edge-operations", "operations", "guarantees", "codes", "threat-model")
+        for page in ("README.md", *(f"docs/{name}.md" for name in names)):
             for line in re.findall(r"gatewayctl ([a-z][^`|#\n]*)", read(page)):
                 words = line.split()
                 name = next((known for known in (" ".join(words[:2]), words[0]) if known in commands), None)

@@ -17,6 +17,7 @@ from gatewayd.maintenance import Maintenance
 from gatewayd.metrics import Metrics
 from gatewayd.settings import Settings
 from gatewayd.times import Wall
+from tests.unit.edge.test_settings_edge import FIVE
 from tests.unit.settings_case import OTHER, PRODUCTION, STRONG, SettingsCase, load_from
 
 LONGER = '[sources.test]\nmax_body_age = "2h"'
@@ -108,6 +109,25 @@ class LiveTest(SettingsCase):
         self.successResultOf(self.reload(LOG_LEVEL="WARNING"))
         self.successResultOf(self.reload(LOG_LEVEL="INFO"))
         self.assertEqual(self.log.levels, [Level.INFO, Level.WARNING, Level.INFO, Level.INFO])
+
+    def test_who_holds_values_is_told(self) -> None:
+        """Of the edge, limits and lists are taken over and the rest waits; whoever holds such values is told, once."""
+        told: list[Settings] = []
+        self.live.taken = told.append
+        edge = load_from({**PRODUCTION, **FIVE}).settings
+        assert edge is not None
+        self.live.settings = edge
+        more = {"GATEWAY_SESSION_RPS": "7", "GATEWAY_REDIS_DB": "3"}
+        self.successResultOf(self.reload(**FIVE, **more))
+        self.assertEqual(told, [self.live.settings])
+        found = self.live.settings.edge
+        assert found is not None
+        self.assertEqual((found.gateway_session_rps, found.gateway_redis_db), (7.0, 0))
+        self.assertIn("changed GATEWAY_SESSION_RPS, a restart is due for GATEWAY_REDIS_DB", self.live.last_reload)
+        self.successResultOf(self.reload(RATE_LIMIT_RPS="many"))
+        self.assertEqual(len(told), 1)
+        self.successResultOf(self.reload())
+        self.assertEqual(self.live.settings.edge, found)
 
     def assert_kept(self, reason: str) -> None:
         """Nothing is changed, and one line says why."""
