@@ -11,13 +11,15 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from prometheus_client import CollectorRegistry
 
 from gatewayd import settings_documents
+from gatewayd.edge_metrics import OTHER, EdgeMetrics
 from gatewayd.errors import TABLE, Row
 from gatewayd.metrics import Metrics
+from gatewayd.stores.redismetrics import RedisMetrics, fallback_gauge
 
 ROOT: Final = Path(__file__).parents[1]
 SCHEMAS: Final = "docs/schemas"
@@ -81,26 +83,47 @@ def codes_page() -> str:
 # The metrics.
 
 
-def families() -> dict[str, tuple[str, str, tuple[str, ...]]]:
+Families: TypeAlias = Mapping[str, tuple[str, str, tuple[str, ...]]]
+
+
+def families() -> Families:
     """Every metric of this product by its name as it is scraped: type, text, names of its labels."""
     registry = CollectorRegistry()
     Metrics(registry, version="0", subjects=("s",), consumer="c").know([("s", 1)])
+    RedisMetrics(registry)
+    fallback_gauge(registry)
+    return _families(registry)
+
+
+def edge_families() -> Families:
+    """Those of the edge."""
+    registry = CollectorRegistry()
+    metrics = EdgeMetrics(registry)
+    metrics.closed("overflow")
+    metrics.command(OTHER, "ok")
+    for stream in ("sessions", "events", "signals"):
+        metrics.lag(stream, 0.0)
+        metrics.entry(stream, "ok")
+    return _families(registry)
+
+
+def _families(registry: CollectorRegistry) -> Families:
     found: dict[str, tuple[str, str, tuple[str, ...]]] = {}
     for family in registry.collect():
-        if family.name.startswith("gateway"):
+        if family.name.startswith(("gateway", "redis_", "edge_")):
             name = f"{family.name}_total" if family.type == "counter" else family.name
             labels = dict.fromkeys(label for sample in family.samples for label in sample.labels if label != "le")
             found[name] = (family.type, family.documentation, tuple(labels))
     return found
 
 
-def metrics() -> str:
+def metrics(known: Callable[[], Families] = families) -> str:
     """The table of metrics."""
     return table(
         ("metric", "type", "labels", "meaning"),
         (
             (f"`{name}`", kind, ", ".join(f"`{label}`" for label in labels), text)
-            for name, (kind, text, labels) in families().items()
+            for name, (kind, text, labels) in known().items()
         ),
     )
 
@@ -160,6 +183,7 @@ def between(text: str, name: str, content: str) -> str:
 PARTS: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
     "README.md": {"codes": codes, "settings": settings_documents.markdown},
     "docs/operations.md": {"metrics": metrics},
+    "docs/edge-operations.md": {"edge-metrics": lambda: metrics(edge_families)},
     "docs/schemas.md": {
         "raw": lambda: members("signals.raw-1.1.0.json"),
         "normalised": lambda: members("signals.normalized-1.1.0.json"),

@@ -33,6 +33,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "consumer": ("streams", "Create the durable consumer."),
     "dlq": ("dead_letters", "List, show or replay dead letters."),
     "trace": ("tracing", "Say what became of one request."),
+    "edge": ("edge", "Make keys, publish and follow events of the edge gateway."),
     "maintenance": ("maintenance", "Switch maintenance on or off."),
     "completion": ("completion", "Print the shell's completion script."),
 }

@@ -1,5 +1,5 @@
 """
-One HTTP client connection for test webhooks, on the standard library.
+One HTTP client connection, for test webhooks and the like, on the standard library.
 
 Decides where a webhook goes, and what an answer or its absence says. Never decides whether a request is sent again.
 """
@@ -15,12 +15,13 @@ from urllib.parse import urlsplit
 from gatewayd import __version__
 from gatewayd.cli.console import Code, Failed, json_or_none, plain
 
+AGENT: Final = f"gatewayctl/{__version__}"
 _MAX_ANSWER_BYTES: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to post: `path` with its query, as it goes into the request line."""
+    """Where to ask: `path` with its query, as it goes into the request line."""
 
     secure: bool
     host: str
@@ -85,7 +86,7 @@ class Caller:
     def __init__(self, target: Target, timeout_s: float, ca: str | None) -> None:
         self._target = target
         self._timeout_s = timeout_s
-        self._context = _context(ca) if target.secure else None
+        self._context = tls_context(ca) if target.secure else None
         self._connection: HTTPConnection | None = None
 
     def __enter__(self) -> Self:
@@ -102,20 +103,28 @@ class Caller:
             self._connection.close()
             self._connection = None
 
+    def get(self) -> Answer | Unreached:
+        """Ask for what is at the target."""
+        return self._exchange("GET", None, {})
+
     def post(self, body: bytes, headers: dict[str, str]) -> Answer | Unreached:
+        """Send a body there."""
+        return self._exchange("POST", body, headers)
+
+    def _exchange(self, method: str, body: bytes | None, headers: dict[str, str]) -> Answer | Unreached:
         """One exchange, on the kept connection unless the server has closed it meanwhile."""
         if self._connection is not None and _is_stale(self._connection):
             self.close()
         connection = self._connection
         if connection is None:
-            connection = self._connection = self._open()
+            connection = self._connection = make_connection(self._target, self._timeout_s, self._context)
         try:
-            connection.request("POST", self._target.path, body, {**headers, "User-Agent": f"gatewayctl/{__version__}"})
+            connection.request(method, self._target.path, body, {**headers, "User-Agent": AGENT})
             response = connection.getresponse()
             content = response.read(_MAX_ANSWER_BYTES)
         except (OSError, HTTPException) as error:
             self.close()
-            return Unreached(f"{self._target}: {_describe(error)}")
+            return Unreached(f"{self._target}: {describe(error)}")
         if not response.isclosed():
             self.close()  # the answer is longer than what is read of one
         members = json_or_none(content)
@@ -123,11 +132,12 @@ class Caller:
         wait_s = float(retry_after) if retry_after.isascii() and retry_after.isdigit() else None
         return Answer(response.status, wait_s, members if isinstance(members, dict) else {})
 
-    def _open(self) -> HTTPConnection:
-        target = self._target
-        if self._context is not None:
-            return HTTPSConnection(target.host, target.port, timeout=self._timeout_s, context=self._context)
-        return HTTPConnection(target.host, target.port, timeout=self._timeout_s)
+
+def make_connection(target: Target, timeout_s: float, context: ssl.SSLContext | None) -> HTTPConnection:
+    """A connection that is opened by its first request; with a context by TLS."""
+    if context is not None:
+        return HTTPSConnection(target.host, target.port, timeout=timeout_s, context=context)
+    return HTTPConnection(target.host, target.port, timeout=timeout_s)
 
 
 def _is_stale(connection: HTTPConnection) -> bool:
@@ -135,13 +145,15 @@ def _is_stale(connection: HTTPConnection) -> bool:
     return connection.sock is not None and bool(select.select([connection.sock], [], [], 0)[0])
 
 
-def _context(ca: str | None) -> ssl.SSLContext:
+def tls_context(ca: str | None) -> ssl.SSLContext:
+    """What servers are known by: the certificates in the file, else the system's; Failed when it cannot be used."""
     try:
         return ssl.create_default_context(cafile=ca)
     except OSError as error:  # ssl.SSLError among them
-        raise Failed(Code.WRONG, f"--ca {ca}: {_describe(error)}") from None
+        raise Failed(Code.WRONG, f"--ca {ca}: {describe(error)}") from None
 
 
-def _describe(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
+    """One line for people."""
     text = getattr(error, "strerror", None) or str(error)
     return plain(text or type(error).__name__)

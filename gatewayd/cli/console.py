@@ -37,9 +37,9 @@ class Code(IntEnum):
 
 EXIT_CODES: Final[Mapping[int, str]] = {
     Code.OK: "done, and in order",
-    Code.NOT_IN_ORDER: "what was checked is not in order: findings, or a webhook that was refused",
+    Code.NOT_IN_ORDER: "what was checked is not in order: findings, or something that was refused",
     Code.WRONG: "the command line, the settings or a file are wrong",
-    Code.UNREACHABLE: "NATS or the gateway could not be reached",
+    Code.UNREACHABLE: "NATS, Redis or the gateway could not be reached",
     Code.FAULT: "a fault of gatewayctl itself",
     Code.INTERRUPTED: "interrupted (Ctrl-C)",
     Code.READER_LEFT: "whoever read the output went away",

@@ -18,16 +18,15 @@ import click
 import msgspec
 
 from gatewayd.cli.caller import Answer, Caller, Unreached, parse_target
-from gatewayd.cli.console import Code, Failed, Surroundings, json_option, note, plain, show_as
+from gatewayd.cli.console import Code, Surroundings, json_option, note, plain, show_as
 from gatewayd.cli.signing import SCHEMES, make_headers
-from gatewayd.cli.situation import SecretChoice, complete_file, find_secret, read_body, secret_options
+from gatewayd.cli.situation import SecretChoice, complete_file, find_secret, own_url, read_body, secret_options
 from gatewayd.errors import TABLE
 from gatewayd.times import format_wall
 
 LONGEST_WAIT_S: Final = 30.0
 """A gateway that asks for a longer wait than this is not waited for."""
 
-DEFAULT_PORT: Final = "8001"
 _SENT_AGAIN: Final = frozenset({500, 502, 503, 504})
 _FIRST_PAUSE_S: Final = 0.5
 _PROGRESS_EVERY_S: Final = 0.1
@@ -111,7 +110,7 @@ def _send(surroundings: Surroundings, options: _Options) -> int:
     body = read_body(surroundings, options.file, options.data)
     choice = SecretChoice(options.source, options.secret_file, options.number, options.config_file)
     secret = find_secret(surroundings.environ, choice).reveal()
-    target = parse_target(options.url or f"http://127.0.0.1:{_port(surroundings)}", options.source)
+    target = parse_target(options.url or own_url(surroundings), options.source)
 
     def stamp(signal: bytes) -> dict[str, str]:
         now, nonce = format_wall(surroundings.wall()), surroundings.nonce()
@@ -133,13 +132,6 @@ def _send(surroundings: Surroundings, options: _Options) -> int:
     if sender.tally.refused:
         return Code.NOT_IN_ORDER
     return Code.UNREACHABLE if sender.tally.unreached else Code.OK
-
-
-def _port(surroundings: Surroundings) -> str:
-    port = surroundings.environ.get("PORT", "").strip() or DEFAULT_PORT
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise Failed(Code.WRONG, "PORT is no port to send to; give --url")
-    return port
 
 
 def make_signal(source: str, instrument: str, test_id: str, surroundings: Surroundings) -> bytes:

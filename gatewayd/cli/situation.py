@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 """Well above what a gateway takes, so that its refusal can be seen."""
 
+DEFAULT_PORT: Final = "8001"
+
 _DIRECTORIES: Final = ("HOME", "STATE_DIRECTORY", "XDG_STATE_HOME")
 
 
@@ -70,6 +72,14 @@ def require_settings(environ: Mapping[str, str], config_file: Path | None) -> "S
     if loaded.settings is None:
         raise Failed(Code.WRONG, *(str(problem) for problem in loaded.problems))
     return loaded.settings
+
+
+def own_url(surroundings: Surroundings) -> str:
+    """The gateway on this machine, by PORT alone; Failed when that is no port."""
+    port = surroundings.environ.get("PORT", "").strip() or DEFAULT_PORT
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise Failed(Code.WRONG, "PORT is no port to send to; give --url")
+    return f"http://127.0.0.1:{port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +140,8 @@ def find_secret(environ: Mapping[str, str], choice: SecretChoice) -> "Secret":
 def _sender_settings(environ: Mapping[str, str], choice: SecretChoice) -> "Settings":
     if choice.config_file is not None:
         return require_settings(environ, choice.config_file)
-    from gatewayd.settings_table import SECRET, secret_name
+    from gatewayd.settings_row import SECRET
+    from gatewayd.settings_table import secret_name
 
     names = [SECRET, *([secret_name(choice.source)] if choice.source is not None else [])]
     wanted = {*names, *(f"{name}_FILE" for name in names), "CREDENTIALS_DIRECTORY", *_DIRECTORIES}
@@ -143,7 +154,7 @@ def _sender_settings(environ: Mapping[str, str], choice: SecretChoice) -> "Setti
 
 
 def _secrets_of_file(path: str) -> "tuple[Secret, ...]":
-    from gatewayd.settings_table import SECRET
+    from gatewayd.settings_row import SECRET
 
     loaded = load_settings({f"{SECRET}_FILE": path, "STATE_DIRECTORY": "/"}, None)
     if loaded.settings is None:

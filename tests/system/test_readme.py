@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ import pytest
 from tests.clients import SECRET, stamped
 from tests.documents import ROOT, read, run_of, shown_of, steady
 from tests.gateway import Gateway
-from tests.servers import NatsServer
+from tests.servers import NatsServer, free_port
 from tests.streams import read_stream
+from tests.valkey import ValkeyServer
 
 pytest_plugins = ("tests.reporting",)
 
@@ -247,6 +249,41 @@ def check_program(
         sender.kill()
         sender.wait()
         server.close()
+
+
+class TestEdge:
+    """The edge gateway."""
+
+    def test_edge(self, make_gateway: Callable[..., Gateway], tmp_path: Path) -> None:
+        """The variables start a gateway with an edge; what is published comes to the client that follows."""
+        password = "a-password-of-this-test"
+        server = ValkeyServer(tmp_path / "valkey", password=password).start()
+        (tmp_path / "redis-password").write_text(password)
+        script = run_of("edge-start").replace("127.0.0.1:6379", server.address)
+        *before, start = script.splitlines()
+        assert (server.address in script, start) == (True, "twistd -n --pidfile= gatewayd")
+        bash("\n".join([*before, "twistd gatewayd --check-config", "env > exported"]), tmp_path)
+        exported = dict(line.split("=", 1) for line in (tmp_path / "exported").read_text().splitlines())
+        settings = {name: text for name, text in exported.items() if name.startswith("GATEWAY_")}
+        for name in ("GATEWAY_REDIS_PASSWORD_FILE", "GATEWAY_RESPONSE_SIGNER_PRIVATE_KEY_PEM_PATH"):
+            settings[name] = str(tmp_path / settings[name])
+        grpc = {"GATEWAY_AUTHENTICATED_GRPC_ADDR": f"127.0.0.1:{free_port()}"}
+        gateway = make_gateway(**settings, **grpc)
+        gateway.start(wait="/readyz")
+        environ = {**settings, **grpc, "PORT": str(gateway.port)}
+        try:
+            with ThreadPoolExecutor(1) as thread:
+                following = thread.submit(bash, run_of("edge-follow"), tmp_path, **environ)
+                while 'edge_push_streams{transport="grpc"} 1.0' not in gateway.get("/metrics")[2].decode():
+                    assert not following.done(), following.result()
+                    time.sleep(0.05)
+                bash(run_of("edge-publish"), tmp_path, **environ)
+                lines = following.result(20).splitlines()
+        finally:
+            server.close()
+        assert lines[-2].split()[1] == "gateway.server_time"
+        assert lines[-1].split()[1] == "trade.filled"
+        assert lines[-1].endswith(' {"price":1.0945}')
 
 
 class TestRefusals:

@@ -199,6 +199,12 @@ class TestImports(SynchronousTestCase):
             ("dlq", "show", "1"),
             ("dlq", "replay", "--all"),
             ("trace", "req_1"),
+            ("edge", "keys", "--url", "http://127.0.0.1:9"),
+            ("edge", "revoke", "s"),
+            ("edge", "publish", "--user", "u", "--type", "t"),
+            ("edge", "subscribe", "--session", "s", "--key-file", "/nonexistent"),
+            ("edge", "subscribe", "--session", "s", "--key-file", "/nonexistent", "--websocket"),
+            ("edge", "command", "t", "--session", "s", "--key-file", "/nonexistent"),
         ):
             modules = self.modules_of(*words)
             self.assertNotIn("twisted", modules, words)

@@ -81,7 +81,7 @@ class TestSet(Case):
         for setting, reason in (
             ("RATE_LIMIT_RPS=-1", "a number from"),
             ("RATE_LIMT_RPS=1", "perhaps RATE_LIMIT_RPS"),
-            ("REDIS_URL=redis://h", "not available in this version"),
+            ("DATABASE_URL=postgres://h", "not available in this version"),
             ("API_KEY_HMAC_SECRET_FILE=/nonexistent", "API_KEY_HMAC_SECRET"),
             ("NATS_USER=u", "needs NATS_PASSWORD"),
             ("RATE_LIMIT_RPS= ", "unset"),
