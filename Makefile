@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SOURCE := $(shell find gatewayd twisted -type f -not -name '*.pyc' -not -name dropin.cache) setup.cfg pyproject.toml
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test test-simulation test-rest lint types unit test-full compiled bench lock docs install-host remove-host clean
+.PHONY: run test test-simulation test-system test-unit test-wire lint types test-full compiled bench bench-push lock docs install-host remove-host clean
 
 run: $(VENV)/installed
 	@$(BIN)/twistd -n --pidfile= gatewayd $(ARGS)
@@ -32,15 +32,22 @@ $(VENV)/testable: $(VENV)/installed tests/requirements.txt
 	@$(BIN)/python -m pip install --quiet --require-hashes -r tests/requirements.txt
 	@touch $@
 
+# Four parts beside each other: most of them wait most of the time. What a part says is shown when it has ended.
 test: lint types $(VENV)/testable
-	@$(MAKE) --no-print-directory -j 2 test-simulation test-rest
+	@$(MAKE) --no-print-directory --output-sync=target -j 4 test-system test-wire test-unit test-simulation
 
-# The simulation computes and nothing else: it runs beside the rest, which mostly waits, and behind it.
+test-system: $(VENV)/testable
+	@$(BIN)/python -m pytest -q tests/system
+
+test-wire: $(VENV)/testable
+	@$(BIN)/python -m pytest -q tests/wire
+
+test-unit: $(VENV)/testable
+	@$(BIN)/python -m pytest -q --ignore=tests/simulation --ignore=tests/system --ignore=tests/wire
+
+# It computes and nothing else: behind those that wait.
 test-simulation: $(VENV)/testable
 	@nice -n 19 $(BIN)/python -m pytest -q tests/simulation
-
-test-rest: $(VENV)/testable
-	@$(BIN)/python -m pytest --ignore=tests/simulation
 
 lint: $(VENV)/testable
 	$(BIN)/ruff check .
@@ -63,6 +70,10 @@ compiled: $(VENV)/testable
 # a minute; ARGS=--write: into docs/benchmarks.md.
 bench: $(VENV)/testable
 	$(BIN)/python -m tests.bench $(ARGS)
+
+# Streams of the edge beside Node's ws and nchan, and what the edge costs webhooks: two to three minutes, or --quick.
+bench-push: $(VENV)/testable
+	$(BIN)/python -m tests.bench --push $(ARGS)
 
 # A systemd unit on this host (as root), or an image of it under DESTDIR; again to upgrade. UNIT=at-gateway names it,
 # NATS=yes brings a nats-server along.

@@ -9,16 +9,13 @@ travel.
 """
 
 import argparse
-import os
-import platform
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.bench import curves, exposition, overload, report, sameness
-from tests.bench.rig import Stand
+from tests.bench import curves, exposition, overload, push, report, sameness
+from tests.bench.rig import Stand, machine
 from tests.bench.toolchain import PEER_COMMANDS, NotRun
 from tests.gateway import ROOT
 
@@ -103,14 +100,6 @@ class Bench:
         return rows
 
 
-def machine() -> str:
-    """What it ran on."""
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    model = models[0].partition(": ")[2] if models else platform.machine()
-    python = f"Python {platform.python_version()}"
-    return f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} processors ({model}), Linux {platform.release()}, {python}."
-
-
 def show_curves(bench: Bench, seconds: float) -> tuple[str, str]:
     """The sections of the curves, and the drawing."""
     stand = bench.stand()
@@ -171,7 +160,11 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {DOCUMENT.relative_to(ROOT)} and its drawing")
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="memory under a steady load instead")
     parser.add_argument("--overload", action="store_true", help="offer up to three times the peak instead")
+    parser.add_argument("--push", action="store_true", help="streams of the edge, and what it costs webhooks, instead")
     options = parser.parse_args()
+    if options.push:
+        push.main(quick=options.quick, write=options.write)
+        return
     if options.overload:
         overload.main(3.0 if options.quick else 6.0)
         return
@@ -191,7 +184,9 @@ def main() -> None:
     print(curved)
     exposition.main()
     if options.write:
-        DOCUMENT.write_text(f"{PREFACE}\n{text}\n![rate and p99 against connections](benchmarks.svg)\n\n{curved}")
+        drawing = "![rate and p99 against connections](benchmarks.svg)"
+        kept = report.push_of(DOCUMENT.read_text())
+        DOCUMENT.write_text(f"{PREFACE}\n{text}\n{drawing}\n\n{curved}{kept}")
         DOCUMENT.with_suffix(".svg").write_text(drawn)
 
 

@@ -8,6 +8,9 @@ from tests.bench.plot import Panel, draw
 
 Row = dict[str, Any]
 
+PUSH = "\n## Push\n\n"
+"""What the part of the document begins with that the push bench writes; it is the last one."""
+
 COLUMNS: dict[str, tuple[str, int]] = {
     "accepted/s": ("per_second", 0),
     "CPU us": ("cpu_us", 0),
@@ -23,6 +26,17 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; the first column is text."""
     lines = [titles, ["---", *["---:"] * (len(titles) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def with_push(document: str, push: str) -> str:
+    """The document with this part on push."""
+    before, _, _ = document.partition(PUSH)
+    return f"{before}{PUSH}{push}"
+
+
+def push_of(document: str) -> str:
+    """The document's part on push with its heading; empty when there is none."""
+    return "".join(document.partition(PUSH)[1:])
 
 
 def _median(rows: Sequence[Row], name: str) -> float:

@@ -7,6 +7,7 @@ nothing but 202 was answered and two messages were stored for each.
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -50,6 +51,14 @@ def cpu_seconds(pid: int) -> float:
 def rss_mib(pid: int) -> float:
     """Resident memory."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def machine() -> str:
+    """What it ran on."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    model = models[0].partition(": ")[2] if models else platform.machine()
+    python = f"Python {platform.python_version()}"
+    return f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} processors ({model}), Linux {platform.release()}, {python}."
 
 
 class OtherGateway(Gateway):
@@ -105,9 +114,9 @@ class Stand:
         self._gateways: list[Gateway] = []
         self._peers: list[subprocess.Popen[bytes]] = []
 
-    def make_gateway(self, name: str, python: str = "") -> Gateway:
-        """A gatewayd that is not started yet: this tree's, or the one installed beside `python`."""
-        settings = {**self.settings, "NATS_URL": self.server.url}
+    def make_gateway(self, name: str, python: str = "", more: Mapping[str, str] | None = None) -> Gateway:
+        """A gatewayd that is not started yet: this tree's, or the one installed beside `python`; `more` settings."""
+        settings = {**self.settings, "NATS_URL": self.server.url, **(more or {})}
         kind = OtherGateway if python else Gateway
         made = kind(self.root / f"gateway{len(self._gateways)}", settings, prefix=["taskset", "-c", GATEWAY_CPU])
         if isinstance(made, OtherGateway):
@@ -115,9 +124,9 @@ class Stand:
         self._gateways.append(made)
         return made
 
-    def add_gateway(self, name: str, python: str = "") -> Target:
+    def add_gateway(self, name: str, python: str = "", more: Mapping[str, str] | None = None) -> Target:
         """Start a gatewayd; the first makes the stream."""
-        gateway = self.make_gateway(name, python)
+        gateway = self.make_gateway(name, python, more)
         gateway.start(wait="/readyz", timeout_s=60)
         return self._add(Target(name, gateway.port, gateway.pid, gateway.log_path))
 
@@ -137,12 +146,16 @@ class Stand:
         }
         peer = subprocess.Popen(["taskset", "-c", GATEWAY_CPU, *command], env=environment, stdin=subprocess.DEVNULL)
         self._peers.append(peer)
-        target = Target(name, port, peer.pid, log)
+        self.await_ready(name, peer, f"http://127.0.0.1:{port}/readyz")
+        return self._add(Target(name, port, peer.pid, log))
+
+    def await_ready(self, name: str, peer: "subprocess.Popen[bytes]", url: str) -> None:
+        """Until it answers there."""
         deadline = time.monotonic() + 30
         while True:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz"):
-                    return self._add(target)
+                with urllib.request.urlopen(url):
+                    return
             except OSError as error:
                 if peer.poll() is not None or time.monotonic() > deadline:
                     raise SystemExit(f"{name} did not start") from error

