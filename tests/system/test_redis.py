@@ -147,6 +147,7 @@ def test_two_hosts_and_a_redis_that_dies(pair: tuple[Gateway, Gateway], nats: Na
     redis.call("FLUSHALL")
     last = Sent(body(4.0))
     assert last.to(one)[0] == 202
+    time.sleep(TOLD_S)  # or Redis is told only after it was emptied
     redis.call("FLUSHALL")
     status, again = last.to(other)
     assert (status, again["duplicate"]) == (202, True)
