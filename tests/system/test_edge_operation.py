@@ -203,7 +203,13 @@ def test_signals(edge: Edge) -> None:
     edge.push(user="trader", event_type="trade")
     send_signal(edge, 9.0, source="test")
     edge.gateway.stop()
+    edge.valkey.call("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
     edge.gateway.start(wait="/readyz")
+    ends_at = time.monotonic() + 5.0
+    while "allkeys-lru" not in edge.warnings():  # a Redis that would drop sessions is warned of
+        assert time.monotonic() < ends_at
+        time.sleep(0.05)
+    edge.valkey.call("CONFIG", "SET", "maxmemory-policy", "noeviction")
     send_signal(edge, 4.0)
     send_signal(edge, 5.0, ticker="XAUUSD")
     expected = {"all": [1, 2, 3, 4, 5], "gold": [2, 5], "both": [1, 2, 3, 4, 5], "limited": [1, 3, 4], "events": []}
