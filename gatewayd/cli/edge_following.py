@@ -5,7 +5,9 @@ Decides what is printed, when it is tried again, and what is kept of the positio
 gateway did not sign.
 """
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,6 +79,16 @@ class PositionFile:
         if self._path is not None and self._position != self._written:
             replace_file(self._path, f"{self._position}\n".encode(), 0o600)
             self._written = self._position
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Ctrl-C comes before or after it: an event that was printed and not kept would be printed again."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class EdgeFollowing:
@@ -151,15 +163,16 @@ class EdgeFollowing:
         behind = is_behind(event.position, self._position)
         if event.event_type == RESUME_FAILED:
             note("gatewayctl: the stream could not be resumed: something may have been missed")
-        if (event.own or not behind) and event.event_type != HEARTBEAT:
-            if self._as_json:
-                show_json(as_members(event, key))
-            else:
-                show(as_line(event, key))
-        if behind:
-            return
-        self._position = event.position
-        self._kept.keep(event.position)
+        with _whole():
+            if (event.own or not behind) and event.event_type != HEARTBEAT:
+                if self._as_json:
+                    show_json(as_members(event, key))
+                else:
+                    show(as_line(event, key))
+            if behind:
+                return
+            self._position = event.position
+            self._kept.keep(event.position)
         if self._left is not None and not event.own:
             self._left -= 1
 

@@ -63,6 +63,7 @@ class Gatewayd(ProcessProtocol):
     """A process of its own that holds an EmbeddedServer."""
 
     def __init__(self, state: Path) -> None:
+        self.said = b""
         self.up: Deferred[dict[str, Any]] = Deferred()
         self.gone: Deferred[None] = Deferred()
         arguments = [sys.executable, "-c", PROGRAM, str(state)]
@@ -70,7 +71,9 @@ class Gatewayd(ProcessProtocol):
         self.process = reactor.spawnProcess(self, sys.executable, arguments, env, childFDs={0: "w", 1: "r", 2: 2})
 
     def outReceived(self, data: bytes) -> None:
-        self.up.callback(json.loads(data))
+        self.said += data
+        if self.said.endswith(b"\n") and not self.up.called:  # the line and its end may come apart
+            self.up.callback(json.loads(self.said))
 
     def processEnded(self, reason: Any) -> None:
         self.gone.callback(None)

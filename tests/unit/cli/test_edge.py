@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import signal
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from msgspec.structs import replace
 from twisted.trial.unittest import SynchronousTestCase
 
+from gatewayd.cli import edge_following
 from gatewayd.cli.caller import Target
 from gatewayd.cli.console import Code, Failed
 from gatewayd.cli.edge_client import (
@@ -431,6 +433,22 @@ class TestFollowing(Scratch):
         (self.root / "at").write_text("nonsense")
         error = self.assertRaises(Failed, PositionFile, self.root / "at", lambda: 0.0)
         self.assertIn("holds no position", str(error))
+
+    def test_interrupted(self) -> None:
+        """Ctrl-C while an event is being printed comes once its position is kept: it is not printed again."""
+        self.addCleanup(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler))
+        shown: list[str] = []
+
+        def show(members: dict[str, Any]) -> None:
+            if members["event_type"] == "one":
+                signal.raise_signal(signal.SIGINT)
+            shown.append(members["event_type"])
+
+        self.patch(edge_following, "show_json", show)
+        with self.assertRaises(KeyboardInterrupt):
+            self.follow(Streams([HELLO, made_event("one", "ea.2-0"), made_event("two", "ea.3-0")]), state="at")
+        self.assertEqual(shown, ["gateway.server_time", "one"])
+        self.assertEqual((self.root / "at").read_text(), "ea.2-0\n")
 
     def test_a_gap_is_said(self) -> None:
         """gateway.resume_failed is printed, and told of on stderr; the stream goes on from there."""
