@@ -32,7 +32,8 @@ $(VENV)/testable: $(VENV)/installed tests/requirements.txt
 	@$(BIN)/python -m pip install --quiet --require-hashes -r tests/requirements.txt
 	@touch $@
 
-# Four parts beside each other: most of them wait most of the time. What a part says is shown when it has ended.
+# Four parts beside each other: most of them wait most of the time, and those that compute stand back. What a part says
+# is shown when it has ended.
 test: lint types $(VENV)/testable
 	@$(MAKE) --no-print-directory --output-sync=target -j 4 test-system test-wire test-unit test-simulation
 
@@ -40,12 +41,11 @@ test-system: $(VENV)/testable
 	@$(BIN)/python -m pytest -q tests/system
 
 test-wire: $(VENV)/testable
-	@$(BIN)/python -m pytest -q tests/wire
+	@nice -n 5 $(BIN)/python -m pytest -q tests/wire
 
 test-unit: $(VENV)/testable
-	@$(BIN)/python -m pytest -q --ignore=tests/simulation --ignore=tests/system --ignore=tests/wire
+	@nice -n 15 $(BIN)/python -m pytest -q --ignore=tests/simulation --ignore=tests/system --ignore=tests/wire
 
-# It computes and nothing else: behind those that wait.
 test-simulation: $(VENV)/testable
 	@nice -n 19 $(BIN)/python -m pytest -q tests/simulation
 
