@@ -10,7 +10,7 @@ import random
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from msgspec import structs
 from prometheus_client import CollectorRegistry
@@ -34,7 +34,6 @@ from gatewayd.maintenance import Maintenance
 from gatewayd.published_keys import PATH as KEYS_PATH
 from gatewayd.published_keys import PublishedKeys
 from gatewayd.push import opening
-from gatewayd.push.api import Subscribe
 from gatewayd.push.connections import Connections
 from gatewayd.push.delivery import Delivery
 from gatewayd.push.feeding import events_reader, feed_events
@@ -301,8 +300,7 @@ class Edge:
         def execute(envelope: Envelope, deadline_s: float | None) -> Deferred[Reply | Ending]:
             return Deferred.fromCoroutine(execution.execute(envelope, deadline_s))
 
-        subscribe = cast("Subscribe", self._delivery.subscribe)  # a Deferred of one of its own streams
-        return Services(subscribe, execute, envelopes.read_json, envelopes.write_json)
+        return Services(self._delivery.subscribe, execute, envelopes.read_json, envelopes.write_json)
 
     def _make_grpc(self, inherited: Inherited) -> GrpcListener:
         world, settings, services = self._world, self._settings, self._services

@@ -5,6 +5,7 @@ Decides how the one message of a request is gathered, what is done with it, and 
 waits. Never decides whether a command or a stream is allowed, nor what is on it: its collaborators say so.
 """
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -48,7 +49,7 @@ DELIVERY_S: Final = 60.0
 _log: Final = Logger()
 
 
-class Call:
+class Call(ABC):
     """
     One call. `due` is when its deadline passes, None for none; `done` is True once nothing may be sent on it. `began`
     is when its head came.
@@ -128,14 +129,14 @@ class Call:
 
     # -- what each method does ---------------------------------------------------------------------------------------
 
+    @abstractmethod
     def run(self, message: bytes) -> None:
         """The request's message is complete."""
-        raise NotImplementedError
 
-    def drop(self, reason: str) -> None:
+    def drop(self, reason: str) -> None:  # noqa: B027 - most calls have nothing to do then
         """The call ends without its answer: stop what is being done for it."""
 
-    def leave(self) -> None:
+    def leave(self) -> None:  # noqa: B027 - most calls have nothing to do then
         """The gateway takes no further calls."""
 
     def emptied(self) -> None:

@@ -6,6 +6,7 @@ and how a connection ends: with a last word, then FIN, then, when that is not ta
 an event is or what a client may say.
 """
 
+from abc import ABC, abstractmethod
 from enum import IntEnum
 from math import inf
 from typing import Any, Final
@@ -45,7 +46,7 @@ class Phase(IntEnum):
 OPENING, CHECKING, OPEN, CLOSING, FINISHED, GONE = Phase
 
 
-class Outlet:
+class Outlet(ABC):
     """
     One connection, as its transport (IProtocol, IPushProducer) and Connections see it. `deadline` is the monotonic
     second after which expire() is due.
@@ -78,17 +79,17 @@ class Outlet:
 
     # -- what subclasses say -----------------------------------------------------------------------------------------
 
+    @abstractmethod
     def begin(self) -> None:
         """The connection is ours: put the head."""
-        raise NotImplementedError
 
+    @abstractmethod
     def expire(self, now: Monotonic) -> None:
         """The deadline has passed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def retire(self) -> None:
         """The gateway stops."""
-        raise NotImplementedError
 
     # -- what the transport calls ------------------------------------------------------------------------------------
 
@@ -100,7 +101,7 @@ class Outlet:
         transport.registerProducer(self, True)
         self.begin()
 
-    def connectionMade(self) -> None:
+    def connectionMade(self) -> None:  # noqa: B027 - Twisted calls it
         """Nothing beyond makeConnection."""
 
     def connectionLost(self, reason: Failure) -> None:
@@ -122,7 +123,7 @@ class Outlet:
         if self._phase is OPEN and self._stream is not None:
             self._stream.writable()
 
-    def stopProducing(self) -> None:
+    def stopProducing(self) -> None:  # noqa: B027 - Twisted calls it
         """The transport is closing; connectionLost says the rest."""
 
     # -- writing -----------------------------------------------------------------------------------------------------

@@ -4,14 +4,12 @@ The store that the settings choose for admission: this process's memory, or Redi
 Decides which parts there are, and their order. Nothing of Redis is imported for a gatewayd without REDIS_URL.
 """
 
-# Twisted's services carry no annotations.
-# mypy: disable-error-code="no-untyped-call"
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from twisted.application.service import Service
+from twisted.internet.defer import Deferred
 
 from gatewayd.interfaces import IAdmission
 from gatewayd.lifecycle import Ticker
@@ -20,6 +18,7 @@ from gatewayd.settings import Settings
 from gatewayd.stores.memory import MemoryAdmission
 from gatewayd.stores.redisplace import RedisPlace
 from gatewayd.times import Monotonic
+from gatewayd.world import Part
 
 NAME: Final = "Redis (REDIS_URL)"
 OWED_BOUND: Final = 65_536
@@ -93,33 +92,19 @@ def _on_redis(settings: Settings, where: RedisPlace, reactor: Any, memory: Memor
         _show(admission.entries(), admission.hits, admission.evictions, metrics)
         fallback.set(admission.alone)
 
+    def stop() -> Deferred[None]:
+        arrears.rest()
+        return link.stop()
+
     return Store(
         admission,
         refresh,
-        (_Linked(link, arrears.rest), Ticker(reactor, LOOK_S, watched.look, "Redis' memory", at_once=True)),
+        (
+            Part("Redis", lambda: link.start(required=False), stop),
+            Ticker(reactor, LOOK_S, watched.look, "Redis' memory", at_once=True),
+        ),
         warnings,
         lambda: {"redis": "error" if admission.alone else "ok"},
         admission.recognise,
         counted,
     )
-
-
-class _Linked(Service):
-    """The link as a service: one that cannot log in fails the start, one that is absent does not."""
-
-    name = "Redis"
-
-    def __init__(self, link: Any, rest: Callable[[], object]) -> None:
-        self._link = link
-        self._rest = rest
-
-    def startService(self) -> Any:
-        """Connect, or have been refused once."""
-        super().startService()
-        return self._link.start(required=False)
-
-    def stopService(self) -> Any:
-        """Disconnect."""
-        super().stopService()
-        self._rest()
-        return self._link.stop()
