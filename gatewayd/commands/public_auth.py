@@ -20,11 +20,11 @@ from gatewayd.commands.breaker import Breaker
 from gatewayd.commands.received import Cause, Posting, Received
 from gatewayd.errors import Refused
 from gatewayd.http.message import Request, Response
-from gatewayd.ingress.admission import Limited
+from gatewayd.ingress.admission import Buckets, Limited
 from gatewayd.ingress.headers import refuse_media_type
 from gatewayd.interfaces import ILeaf
 from gatewayd.push.refusals import Problem, answer
-from gatewayd.sessions.limits import Buckets
+from gatewayd.sessions.limits import BOUND
 from gatewayd.times import Monotonic
 
 DEADLINE_S: Final = 10.0
@@ -104,7 +104,7 @@ class PublicAuth:
         self._gate = gate
         self._closed = closed
         self._now = now
-        self._subjects = Buckets()
+        self._subjects = Buckets(BOUND)
 
     def begin(self, request: Request) -> Response | int:
         """See ILeaf."""

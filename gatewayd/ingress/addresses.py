@@ -12,7 +12,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final, TypeAlias
 
-from gatewayd.ingress.admission import Bucket, Limit, Limited
+from gatewayd.ingress.admission import Buckets, Limit, Limited
 from gatewayd.times import Monotonic
 
 Address: TypeAlias = IPv4Address | IPv6Address
@@ -20,8 +20,6 @@ Network: TypeAlias = IPv4Network | IPv6Network
 
 _FORWARDED_PORT: Final = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d+)?|(\d+\.\d+\.\d+\.\d+):\d+", re.ASCII)
 MAX_HOPS_READ: Final = 32
-OVERFLOW: Final = "_overflow"
-"""The bucket that addresses share once the table of addresses is full and nobody in it is idle."""
 
 
 @lru_cache(maxsize=4096)
@@ -99,34 +97,12 @@ def bucket_name(client: str) -> str:
     return client
 
 
-class AddressBuckets:
-    """
-    One token bucket per address, at most `bound` of them.
-
-    Full, the buckets of addresses that have been idle long enough to be full again are forgotten (nothing is lost);
-    when there is none, new addresses share one bucket, `_overflow`, until there is room.
-    """
+class AddressBuckets(Buckets):
+    """A token bucket for each address (see bucket_name)."""
 
     def __init__(self, bound: int = 10_000) -> None:
-        self._bound = bound
-        self._buckets: dict[str, Bucket] = {}
-        self._swept_at = Monotonic(0.0)
-        self.overflows = 0
+        super().__init__(bound)
 
     def take(self, client: str, limit: Limit, now: Monotonic) -> Limited | None:
         """Take one token of the client's address at `now`; a Limited when there is none."""
-        name = bucket_name(client)
-        bucket = self._buckets.get(name)
-        if bucket is None:
-            bucket = self._room(name, now)
-        return bucket.take(limit, now)
-
-    def _room(self, name: str, now: Monotonic) -> Bucket:
-        if len(self._buckets) >= self._bound:
-            if now - self._swept_at >= 1.0:  # once a second at most: a flood of new addresses must not buy a scan each
-                self._swept_at = now
-                self._buckets = {known: bucket for known, bucket in self._buckets.items() if not bucket.idle(now)}
-            if len(self._buckets) >= self._bound:
-                self.overflows += 1
-                name = OVERFLOW
-        return self._buckets.setdefault(name, Bucket())
+        return super().take(bucket_name(client), limit, now)

@@ -215,6 +215,43 @@ class Bucket:
         return self._full_at <= now
 
 
+_SWEEP_S: Final = 1.0
+
+
+class Buckets:
+    """
+    One token bucket for each name, at most `bound` of them.
+
+    Full, those that stand unused long enough to be full again are forgotten, which loses nothing; when there is none,
+    new names share one bucket until there is room (`overflows` counts their requests).
+    """
+
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
+        self._buckets: dict[str, Bucket] = {}
+        self._shared = Bucket()
+        self._swept_at = Monotonic(-_SWEEP_S)
+        self.overflows = 0
+
+    def take(self, name: str, limit: Limit, now: Monotonic) -> Limited | None:
+        """Take one token of `name` at `now`; a Limited when there is none."""
+        bucket = self._buckets.get(name)
+        if bucket is None:
+            bucket = self._room(name, now)
+        return bucket.take(limit, now)
+
+    def _room(self, name: str, now: Monotonic) -> Bucket:
+        if len(self._buckets) >= self._bound:
+            if now - self._swept_at >= _SWEEP_S:  # a flood of new names must not buy a scan each
+                self._swept_at = now
+                self._buckets = {known: bucket for known, bucket in self._buckets.items() if not bucket.idle(now)}
+            if len(self._buckets) >= self._bound:
+                self.overflows += 1
+                return self._shared
+        bucket = self._buckets[name] = Bucket()
+        return bucket
+
+
 def refuse_limited(limited: Limited, name: str, *, status: int = 429, rest: bool = False) -> Refused:
     """GW-004 for `name`, with the real wait and the RateLimit headers; `rest` as in Refused."""
     wait = math.ceil(limited.wait_s)

@@ -10,49 +10,13 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from gatewayd.ingress.admission import Bucket, Limit, Limited
+from gatewayd.ingress.admission import Buckets, Limit
 from gatewayd.sessions.endings import LIMITED, Ending
 from gatewayd.sessions.values import Session
 from gatewayd.times import Monotonic
 
 BOUND: Final = 20_000
 """Buckets of one kind, about 3 MB of them."""
-
-_SWEEP_S: Final = 1.0
-
-
-class Buckets:
-    """
-    One token bucket for each name, at most `bound` of them.
-
-    Full, those that stand unused long enough to be full again are forgotten, which loses nothing; when there is none,
-    new names share one bucket until there is room (`overflows` counts their requests).
-    """
-
-    def __init__(self, bound: int = BOUND) -> None:
-        self._bound = bound
-        self._buckets: dict[str, Bucket] = {}
-        self._shared = Bucket()
-        self._swept_at = Monotonic(-_SWEEP_S)
-        self.overflows = 0
-
-    def take(self, name: str, limit: Limit, now: Monotonic) -> Limited | None:
-        """Take one token of `name` at `now`; a Limited when there is none."""
-        bucket = self._buckets.get(name)
-        if bucket is None:
-            bucket = self._room(name, now)
-        return bucket.take(limit, now)
-
-    def _room(self, name: str, now: Monotonic) -> Bucket:
-        if len(self._buckets) >= self._bound:
-            if now - self._swept_at >= _SWEEP_S:  # a flood of new names must not buy a scan each
-                self._swept_at = now
-                self._buckets = {known: bucket for known, bucket in self._buckets.items() if not bucket.idle(now)}
-            if len(self._buckets) >= self._bound:
-                self.overflows += 1
-                return self._shared
-        bucket = self._buckets[name] = Bucket()
-        return bucket
 
 
 class Limits:
