@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 
 from gatewayd.errors import Refused
 from gatewayd.http.addresses import Address, Kind
+from gatewayd.http.capacity import Capacity
 from gatewayd.http.inherited import Inherited
 from gatewayd.http.message import Request, Response
 from gatewayd.http.proxied import Proxies
@@ -26,8 +27,8 @@ from gatewayd.settings import Settings
 from gatewayd.settings_edge import ADMIN
 from gatewayd.times import Wall
 
-MAX_CONNECTIONS: Final = 256
-"""Beyond the public listener's: what an operator, a scraper and a console need."""
+MAX_CONNECTIONS: Final = 32
+"""Beyond MAX_CONNECTIONS, of the reserve: what an operator, a scraper and a console need."""
 
 _log: Final = Logger()
 
@@ -55,13 +56,13 @@ class Admin:
             finished=finished,
             clock=reactor,
             wall=wall,
-            max_connections=MAX_CONNECTIONS,
-            max_connections_per_address=MAX_CONNECTIONS,
+            capacity=Capacity(MAX_CONNECTIONS, MAX_CONNECTIONS),
         )
         self._addresses = settings.gateway_admin_http_addr
         # TLS is for addresses that ask for it (ssl:…): the public certificate names public hosts.
         own = replace(settings, gateway_public_http_addr=self._addresses, gateway_tls_cert=None, gateway_tls_key=None)
-        self._listeners = Listeners(reactor, event_loop, own, Proxies(self.site, _nobody), Inherited())
+        proxies = Proxies(self.site.capacity, reactor, _nobody)
+        self._listeners = Listeners(reactor, event_loop, own, self.site, proxies=proxies, inherited=Inherited())
         self.load_certificates = self._listeners.load_certificates
 
     def open(self) -> None:

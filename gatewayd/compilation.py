@@ -26,6 +26,7 @@ MODULES: Final = (
     *("accesslog", "answers", "cells", "committed", "errors", "health", "journal", "metrics", "times"),
     *(f"bus/{name}" for name in ("inlet", "lane", "nats", "publication", "requests")),
     *(f"http/{name}" for name in ("channel", "exchange", "framing", "loopport", "message", "rules", "site")),
+    "http/capacity",
     *(
         f"ingress/{name}"
         for name in (

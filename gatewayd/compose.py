@@ -40,6 +40,7 @@ from gatewayd.development import complete_settings
 from gatewayd.errors import Refused
 from gatewayd.exposition import Exposition
 from gatewayd.health import Health, Phase
+from gatewayd.http.capacity import Capacity
 from gatewayd.http.inherited import Inherited
 from gatewayd.http.message import Request, Response
 from gatewayd.http.proxied import Proxies
@@ -174,10 +175,13 @@ class Core:
         self.keeper = self._keeper()
         self.bus.on_connected = self.keeper.prepare
         self.live.widen = self.keeper.widen
+        capacity = Capacity(settings.max_connections, settings.max_connections_per_address)
+        self.proxies = Proxies(capacity, world.reactor, self.live.announces)
         self.edge = None if settings.edge is None else self._edge(settings.edge, inherited)
         self.live.taken = self._taken
         self.site = self._site()
-        self.listeners = self._listeners(inherited)
+        loop = world.loop.event_loop
+        self.listeners = Listeners(world.reactor, loop, settings, self.site, proxies=self.proxies, inherited=inherited)
         self.admin = self._admin()
         self.live.load_certificates = self._load_certificates
         self.standing = self._standing()
@@ -221,7 +225,7 @@ class Core:
             Part("public listener", self.listeners.open, self.listeners.close),
             self.embedded,
             *self.store.services,
-            *(() if self.edge is None else (self.edge.first,)),
+            *(() if self.edge is None else self.edge.first),
             Part("NATS", self.start_bus, self.stop_bus),
             Part("repair", lambda: None, self.repair.stop),
             *self.tickers(),
@@ -279,13 +283,9 @@ class Core:
             clock=world.reactor,
         )
 
-    def _listeners(self, inherited: Inherited) -> Listeners:
-        proxies = Proxies(self.site, self.live.announces)
-        return Listeners(self.world.reactor, self.world.loop.event_loop, self.settings, proxies, inherited)
-
     def _site(self) -> Site:
         """The channel's factory and the table of paths."""
-        world, settings, webhooks = self.world, self.settings, self._webhooks()
+        world, webhooks = self.world, self._webhooks()
         paths = self._operations(trusts_all=False)
         prefixes: dict[bytes, ILeaf] = {}
         refuse: Refuse = self.answers.refuse
@@ -309,8 +309,7 @@ class Core:
             finished=self.journal.finished,
             clock=world.reactor,
             wall=world.wall,
-            max_connections=settings.max_connections,
-            max_connections_per_address=settings.max_connections_per_address,
+            capacity=self.proxies.capacity,
         )
 
     def _operations(self, *, trusts_all: bool) -> dict[bytes, ILeaf]:
@@ -356,6 +355,7 @@ class Core:
             registry=self.metrics.registry,
             redis=self.store.redis,
             inherited=inherited,
+            proxies=self.proxies,
         )
 
     def announce_stop(self) -> None:
@@ -411,8 +411,8 @@ class Core:
         metrics = self.metrics
         self.store.refresh()
         metrics.advance("log_dropped", self.log.writer.dropped)
-        metrics.advance("refused_connections", self.site.refused_connections)
-        metrics.advance("proxy_headers", self.listeners.proxies.refused)
+        metrics.advance("refused_connections", self.proxies.capacity.refused)
+        metrics.advance("proxy_headers", self.proxies.refused)
         metrics.reactor_lag.set(self.lateness.worst(self.world.now()))
         metrics.inflight.set(self.site.in_flight)
         metrics.unacked.set(self.bus.unacked)

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 RESERVED_DESCRIPTORS: Final = 64
-"""Descriptors that are not for connections: listeners, NATS, logs, files read on SIGHUP."""
+"""Descriptors that are not for clients: listeners, the admin listener's, NATS, Redis, logs, files read on SIGHUP."""
 EDGE_PORT: Final = ":8080"
 _DEFAULT: Final = "default"
 

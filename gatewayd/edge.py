@@ -27,6 +27,7 @@ from gatewayd.commands.public_auth import AuthService, PublicAuth, Refuse, in_th
 from gatewayd.edge_metrics import EdgeMetrics
 from gatewayd.http.inherited import Inherited
 from gatewayd.http.message import Request
+from gatewayd.http.proxied import Proxies
 from gatewayd.interfaces import ILeaf
 from gatewayd.lifecycle import Overrun, Ticker, within
 from gatewayd.live import Live
@@ -79,9 +80,9 @@ CLOSING_S: Final = 1.0
 
 class Edge:
     """
-    The edge of one process: `paths` and `prefixes` are what it serves on the public listener; `services` in the order
-    in which they start, behind NATS. `redis` is the RedisMetrics that
-    there is already, or None; `stopping` says that the process is about to end.
+    The edge of one process: `paths` and `prefixes` are what it serves on the public listener; `first` and `services`
+    are in the order in which they start, before NATS and behind it. `redis` is the RedisMetrics that there is already,
+    or None; `stopping` says that the process is about to end.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Edge:
         registry: CollectorRegistry,
         redis: Any,
         inherited: Inherited,
+        proxies: Proxies,
     ) -> None:
         self._world, self._settings, self._edge = world, settings, edge
         self._live, self._bus, self._maintenance = live, bus, maintenance
@@ -115,7 +117,6 @@ class Edge:
         counted = redis or RedisMetrics(registry)
         self._link = self._make_link(counted)
         self._memory = RedisMemory(self._link, counted.evicted)
-        self.first = Part(LINK, self._link.start, self._link.stop)
         self.keys = SigningKeys(
             str(edge.gateway_response_signer_private_key_pem_path),
             str(edge.gateway_response_signer_previous_key_pem_path or ""),
@@ -140,10 +141,16 @@ class Edge:
         self._signals = self._make_signals()
         self._connections = Connections(world.reactor, world.loop.soon)
         self._services = self._make_services()
-        self._grpc = self._make_grpc(inherited)
+        self._grpc = self._make_grpc(inherited, proxies)
         self._pollers = self._make_pollers()
         self.paths: Mapping[bytes, ILeaf] = self._make_paths(answers)
         self.prefixes: Mapping[bytes, ILeaf] = {auth_requests.PREFIX: self._make_public_auth()}
+
+    @property
+    def first(self) -> Sequence[Service]:
+        """What tells at once that the process cannot do its work: an address that is taken, a Redis that refuses it."""
+        addresses = Part("gRPC addresses", self._grpc.open, self._grpc.close)
+        return addresses, Part(LINK, self._link.start, self._link.stop)
 
     def services(self) -> Sequence[Service]:
         """
@@ -162,7 +169,7 @@ class Edge:
             *(() if self._signals is None else (Part("signals as push", self._signals.start, self._signals.stop),)),
             events,
             sessions,
-            Part("gRPC listener", self._grpc.open, self._grpc.leave),
+            Part("gRPC listener", self._grpc.serve, self._grpc.leave),
         )
 
     def taken(self, edge: EdgeSettings) -> None:
@@ -302,7 +309,7 @@ class Edge:
 
         return Services(self._delivery.subscribe, execute, envelopes.read_json, envelopes.write_json)
 
-    def _make_grpc(self, inherited: Inherited) -> GrpcListener:
+    def _make_grpc(self, inherited: Inherited, proxies: Proxies) -> GrpcListener:
         world, settings, services = self._world, self._settings, self._services
         server = GrpcServer(
             read_envelope=envelopes.read_protobuf,
@@ -312,15 +319,15 @@ class Edge:
             health=Health(),
             clock=world.reactor,
             soon=world.loop.soon,
-            max_connections=settings.max_connections,
-            max_connections_per_address=settings.max_connections_per_address,
+            capacity=proxies.capacity,
         )
         return GrpcListener(
             world.reactor,
             world.loop.event_loop,
             server,
             self._edge.gateway_authenticated_grpc_addr,
-            inherited,
+            inherited=inherited,
+            proxies=proxies,
             certificate=str(settings.gateway_tls_cert or ""),
             private_key=str(settings.gateway_tls_key or ""),
             close_s=settings.gateway_shutdown_timeout / 2,

@@ -22,6 +22,7 @@ from gatewayd.http.certificates import Certificate
 from gatewayd.http.endpoint import listen, open_inherited, serve_inherited, stop_listening
 from gatewayd.http.inherited import FIRST, VARIABLES, Inherited, read_inherited
 from gatewayd.http.proxied import Proxies
+from gatewayd.http.site import Site
 from gatewayd.lifecycle import StartFailed
 from gatewayd.settings import Settings
 
@@ -57,14 +58,14 @@ def take_inherited(environ: MutableMapping[str, str]) -> Inherited:
 
 class Listeners:
     """
-    The ports of the public addresses, all served by one site, that of `proxies`, which reads what proxies send first;
-    `inherited` is what the process was started with.
+    The ports of the public addresses, all served by `site`; `proxies` reads what proxies send first, `inherited` is
+    what the process was started with.
 
     `addresses` are those of the settings, `waiting` the inherited sockets that are not accepted from yet.
     """
 
     def __init__(
-        self, reactor: Any, event_loop: Any, settings: Settings, proxies: Proxies, inherited: Inherited
+        self, reactor: Any, event_loop: Any, settings: Settings, site: Site, *, proxies: Proxies, inherited: Inherited
     ) -> None:
         self._reactor = reactor
         self._event_loop = event_loop
@@ -73,7 +74,7 @@ class Listeners:
         self._serve_s = min(SERVE_S, settings.gateway_shutdown_timeout * 0.3)
         self._idle_s = min(IDLE_S, settings.gateway_shutdown_timeout * 0.1)
         self.proxies = proxies
-        self._site = proxies.site
+        self._site = site
         self._inherited = inherited
         self._ports: dict[Address, IListeningPort] = {}
         self.waiting: list[tuple[Address, socket.socket]] = []

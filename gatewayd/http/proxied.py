@@ -9,14 +9,15 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
+from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory, IReactorTime
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from gatewayd.http.capacity import Capacity
 from gatewayd.http.proxyheader import Broken, read_header
-from gatewayd.http.site import Site
+from gatewayd.http.rules import Limits
 
 REPORT_S: Final = 60.0
 """One log line in so long, however many connections are closed for their headers."""
@@ -26,15 +27,24 @@ _log: Final = Logger()
 
 class Proxies:
     """
-    What the listeners of a site share: `announces` says of a peer's address whether it must send a header first.
+    What listeners share: `announces` says of a peer's address whether it must send a header first, which has as
+    long as a request's head.
 
     `refused` counts connections closed because theirs was missing, malformed, too long or late. Connections whose
-    header is awaited count as the site's (Site.arriving). What a header says holds for the bounds of addresses too.
+    header is awaited take up `capacity` (Capacity.arriving). What a header says holds for the bounds of addresses too.
     """
 
-    def __init__(self, site: Site, announces: Callable[[str], bool]) -> None:
-        self.site = site
+    def __init__(
+        self,
+        capacity: Capacity,
+        clock: IReactorTime,
+        announces: Callable[[str], bool],
+        limits: Limits | None = None,
+    ) -> None:
+        self.capacity = capacity
+        self.clock = clock
         self.announces = announces
+        self.head_s = (limits or Limits()).head_s
         self.refused = 0
         self.arriving: set[Any] = set()
         self._reported_at: float | None = None
@@ -53,7 +63,7 @@ class Proxies:
         """Count a connection that is closed for its header, and say so now and then."""
         self.refused += 1
         self._unreported += 1
-        now = self.site.clock.seconds()
+        now = self.clock.seconds()
         if self._reported_at is not None and now - self._reported_at < REPORT_S:
             return
         count, self._unreported, self._reported_at = self._unreported, 0, now
@@ -88,10 +98,7 @@ class ProxiedFactory(Factory):
         proxies, peer = self._proxies, getattr(addr, "host", "")
         if not proxies.announces(peer):
             return self.above.buildProtocol(addr)  # type: ignore[no-any-return]
-        if proxies.site.full:
-            proxies.site.refused_connections += 1
-            return None
-        return Arriving(proxies, self.above, addr)
+        return Arriving(proxies, self.above, addr) if proxies.capacity.admits() else None
 
 
 @implementer(IProtocol)
@@ -109,11 +116,11 @@ class Arriving:
 
     def makeConnection(self, transport: Any) -> None:
         """The connection is there: its header has as long as a request's head."""
-        site = self._proxies.site
+        proxies = self._proxies
         self.transport = transport
-        self._proxies.arriving.add(self)
-        site.arriving += 1
-        self._timer = site.clock.callLater(site.limits.head_s, self._refuse, "late")
+        proxies.arriving.add(self)
+        proxies.capacity.arriving += 1
+        self._timer = proxies.clock.callLater(proxies.head_s, self._refuse, "late")
 
     def connectionMade(self) -> None:
         """Nothing beyond makeConnection."""
@@ -159,4 +166,4 @@ class Arriving:
         if timer.active():
             timer.cancel()
         self._proxies.arriving.discard(self)
-        self._proxies.site.arriving -= 1
+        self._proxies.capacity.arriving -= 1

@@ -1,13 +1,12 @@
 """
 All connections of a listener, or of several: the factory of channels.
 
-Decides how many connections there may be, sweeps their deadlines once a second, counts the requests in flight, drains
+Refuses those that have no room, sweeps their deadlines once a second, counts the requests in flight, drains
 and closes. Its collaborators say what is served and what a refusal looks like. Never reads a byte.
 """
 
 from collections import deque
 from collections.abc import Callable
-from ipaddress import IPv6Address
 from typing import Final, Protocol
 
 from twisted.internet.defer import Deferred, succeed
@@ -17,6 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gatewayd.errors import Refused
+from gatewayd.http.capacity import Capacity
 from gatewayd.http.channel import Channel
 from gatewayd.http.exchange import Guest
 from gatewayd.http.framing import Kept
@@ -55,9 +55,8 @@ class Finished(Protocol):
 
 class Site(Factory):
     """
-    The factory of channels. `open` counts connections, `refused_connections` those closed at accept because a bound
-    was reached, `arriving` those that have no channel yet, `in_flight` requests between their head and their answer,
-    `kept` what there is of bodies that have not come to their end.
+    The factory of channels. `open` counts connections, `in_flight` requests between their head and their answer, `kept`
+    what there is of bodies that have not come to their end. `capacity` may be shared with other listeners.
 
     `route` gives the leaf at a path, None for 404. `refuse` makes the answer of a refusal by the channel itself:
     GW-008, GW-010, GW-015, GW-017; `request` is None when there is no head. `failed` makes the 500 for a bug of a leaf
@@ -76,8 +75,7 @@ class Site(Factory):
         clock: IReactorTime,
         wall: Callable[[], Wall],
         limits: Limits | None = None,
-        max_connections: int = 10_000,
-        max_connections_per_address: int = 2000,
+        capacity: Capacity | None = None,
     ) -> None:
         self.route = route
         self.refuse = refuse
@@ -85,16 +83,12 @@ class Site(Factory):
         self.clock = clock
         self.wall = wall
         self.limits = limits or Limits()
+        self.capacity = capacity or Capacity()
         self.draining = False
         self.in_flight = 0
-        self.refused_connections = 0
-        self.arriving = 0
         self.kept = Kept()
         self._finished = finished
-        self._max_connections = max_connections
-        self._max_per_address = max_connections_per_address
         self._channels: set[Channel | Guest] = set()
-        self._by_address: dict[str, int] = {}
         self._sweeping = False
         self._resting: deque[list[Channel]] = deque([] for _ in range(2 * _WAKES))
         self._rests = 0
@@ -108,21 +102,13 @@ class Site(Factory):
         """Connections now, those handed over to another protocol included."""
         return len(self._channels)
 
-    @property
-    def full(self) -> bool:
-        """True when there may be no further connection."""
-        return len(self._channels) + self.arriving >= self._max_connections
-
     def buildProtocol(self, addr: IAddress | None) -> Channel | None:  # type: ignore[override] # slotted, no Protocol
         """A channel for a new connection; None, which closes it at once, when there are too many."""
         peer: str = getattr(addr, "host", "")
         if peer.startswith("::ffff:") and "." in peer:
             # A socket that takes IPv4 and IPv6, as systemd makes of a bare port: one client, one address.
             peer = peer[7:]
-        if self.full or self._by_address.get(_client(peer), 0) >= self._max_per_address:
-            self.refused_connections += 1
-            return None
-        return Channel(self, peer)
+        return Channel(self, peer) if self.capacity.admits(peer) else None
 
     def retire(self, within_s: float) -> Deferred[None]:
         """
@@ -180,9 +166,7 @@ class Site(Factory):
     def opened(self, channel: Channel) -> None:
         """Count a connection and watch its deadline."""
         self._channels.add(channel)
-        if channel.peer:
-            client = _client(channel.peer)
-            self._by_address[client] = self._by_address.get(client, 0) + 1
+        self.capacity.add(channel.peer)
         if not self._sweeping:
             self._sweeping = True
             self.clock.callLater(SWEEP_S, self._sweep)
@@ -218,13 +202,7 @@ class Site(Factory):
     def closed(self, channel: Channel | Guest) -> None:
         """Forget a connection."""
         self._channels.discard(channel)
-        if channel.peer:
-            client = _client(channel.peer)
-            left = self._by_address.get(client, 0) - 1
-            if left > 0:
-                self._by_address[client] = left
-            else:
-                self._by_address.pop(client, None)
+        self.capacity.discard(channel.peer)
         if not self._channels:
             waiting, self._waiting_closed = self._waiting_closed, []
             for deferred in waiting:
@@ -254,8 +232,3 @@ class Site(Factory):
         self._sweeping = bool(self._channels)
         if self._sweeping:
             self.clock.callLater(SWEEP_S, self._sweep)
-
-
-def _client(peer: str) -> str:
-    """What one client's connections are counted under: its address; of IPv6 its /64, which is what one client gets."""
-    return f"{int(IPv6Address(peer.partition('%')[0])) >> 64:x}" if ":" in peer else peer

@@ -1,10 +1,11 @@
 """
 The addresses of the gRPC server, with TLS or without, their own sockets or inherited ones.
 
-Decides when they are opened and closed, and which certificate each shows. Never decides how a socket is bound
+Decides when they are opened, served and closed, and which certificate each shows. Never decides how a socket is bound
 (http.endpoint does) or what is served (grpc_server does).
 """
 
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from gatewayd.http.addresses import Address, CannotListen, Kind
 from gatewayd.http.certificates import Certificate
 from gatewayd.http.endpoint import listen, open_inherited, serve_inherited, stop_listening
 from gatewayd.http.inherited import Inherited
+from gatewayd.http.proxied import Proxies
 from gatewayd.lifecycle import StartFailed
 from gatewayd.push.grpc_server import GrpcServer
 
@@ -38,8 +40,9 @@ class GrpcListener:
         event_loop: Any,
         server: GrpcServer,
         addresses: Sequence[Address],
-        inherited: Inherited,
         *,
+        inherited: Inherited,
+        proxies: Proxies,
         certificate: str = "",
         private_key: str = "",
         close_s: float,
@@ -49,8 +52,10 @@ class GrpcListener:
         self._event_loop = event_loop
         self._addresses = addresses
         self._inherited = inherited
+        self._around = proxies.around
         self._close_s = close_s
         self._ports: list[IListeningPort] = []
+        self._waiting: list[socket.socket] = []
         self._accepted: list[IListeningPort] = []
         self._tls = Certificate(certificate, private_key, protocol=ALPN) if certificate else None
         self._own = {
@@ -60,18 +65,32 @@ class GrpcListener:
         }
 
     def open(self) -> None:
-        """Accept at every address from now on; StartFailed names the one that cannot be opened."""
+        """
+        Take every address; StartFailed names the one that cannot be opened. Sockets of our own accept from now on, and
+        calls are told that nothing is served yet; inherited ones only once it is.
+        """
         try:
             self.load_certificates()()
             for address in self._addresses:
                 self._open(address)
-                _log.info("gRPC is served at {address}", event="grpc.open", address=str(address))
         except CannotListen as error:
             raise StartFailed(str(error)) from None
+
+    def serve(self) -> None:
+        """Calls are taken: accept from inherited sockets too."""
+        waiting, self._waiting = self._waiting, []
+        for opened in waiting:
+            port = serve_inherited(opened, self.server, self._tls, self._event_loop, around=self._around)
+            self._accepted.append(port)
         self.server.health.set(True)
+        for address in self._addresses:
+            _log.info("gRPC is served at {address}", event="grpc.open", address=str(address))
 
     async def leave(self) -> None:
         """Accept no more, and have every client go elsewhere; the calls that there are go on."""
+        waiting, self._waiting = self._waiting, []
+        for opened in waiting:
+            opened.close()
         ports, self._ports = self._ports, []
         for port in ports:
             await stop_listening(self._reactor, port)
@@ -104,14 +123,13 @@ class GrpcListener:
         return [host.port for host in hosts if hasattr(host, "port")]
 
     def _open(self, address: Address) -> None:
-        server, loop = self.server, self._event_loop
         if address.kind is not Kind.INHERITED:
             tls = self._own.get(address, self._tls)
-            self._ports.append(listen(self._reactor, address, server, tls, loop))
+            port = listen(self._reactor, address, self.server, tls, self._event_loop, around=self._around)
+            self._ports.append(port)
             return
         try:
             descriptors = self._inherited.descriptors(address)
         except ValueError as error:
             raise CannotListen(str(error)) from None
-        for opened in open_inherited(descriptors, address):
-            self._accepted.append(serve_inherited(opened, server, self._tls, loop))
+        self._waiting += open_inherited(descriptors, address)

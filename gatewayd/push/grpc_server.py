@@ -1,7 +1,7 @@
 """
 All gRPC connections of the gateway: the factory of them, and what they share.
 
-Decides how many there may be, drives their deadlines, drains and closes them. Its collaborators say what an envelope
+Refuses those that have no room, drives their deadlines, drains and closes them. Its collaborators say what an envelope
 is, run commands and open streams. Never reads a byte.
 """
 
@@ -14,7 +14,7 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from gatewayd.ingress.addresses import bucket_name
+from gatewayd.http.capacity import Capacity
 from gatewayd.push.api import Execute, Subscribe
 from gatewayd.push.connections import Connections
 from gatewayd.push.deadlines import SLOT_S, Wheel
@@ -43,8 +43,8 @@ class GrpcServer(Factory):
     `clock` must be monotonic, `soon` calls a function after everything that is ready now has run. `max_receiving`
     bounds what all connections together keep of requests that are not whole, in bytes.
 
-    `refused_connections` counts those closed at accept because a bound was reached, `closed_for` those closed for what
-    they did, by reason; `receiving` is what is kept now. `draining`: no call is taken any more.
+    `capacity` may be shared with other listeners. `closed_for` counts connections closed for what they did, by reason;
+    `receiving` is what is kept now. `draining`: no call is taken any more.
     """
 
     noisy = False
@@ -59,8 +59,7 @@ class GrpcServer(Factory):
         health: Health,
         clock: IReactorTime,
         soon: Callable[[Callable[[], object]], None],
-        max_connections: int = 10_000,
-        max_connections_per_address: int = 2000,
+        capacity: Capacity | None = None,
         max_receiving: int = 67_108_864,
     ) -> None:
         self.read_envelope = read_envelope
@@ -73,14 +72,11 @@ class GrpcServer(Factory):
         self.by_hand = frames_agree()
         self.draining = False
         self.receiving = 0
-        self.refused_connections = 0
         self.closed_for: dict[str, int] = {}
         self._clock = clock
         self._connections = Connections(clock, soon)
         self._open: set[Connection] = set()
-        self._max_connections = max_connections
-        self._max_per_address = max_connections_per_address
-        self._by_address: dict[str, int] = {}
+        self.capacity = capacity or Capacity()
         self._wheel: Wheel[Call] = Wheel()
         self._ticking = False
         self._reported_at: dict[str, float] = {}
@@ -106,11 +102,7 @@ class GrpcServer(Factory):
     def buildProtocol(self, addr: IAddress | None) -> Connection | None:  # type: ignore[override] # slotted, no Protocol
         """A new connection; None, which closes it at once, when there are too many."""
         peer: str = getattr(addr, "host", "")
-        address = bucket_name(peer)
-        if len(self._open) >= self._max_connections or self._by_address.get(address, 0) >= self._max_per_address:
-            self.refused_connections += 1
-            return None
-        return Connection(self, peer)
+        return Connection(self, peer) if self.capacity.admits(peer) else None
 
     def leave(self) -> None:
         """Take no further calls: every client is told so, and connections without calls are closed."""
@@ -141,21 +133,13 @@ class GrpcServer(Factory):
         """Count a connection."""
         self._open.add(connection)
         self._connections.add(connection)
-        if connection.peer:
-            address = bucket_name(connection.peer)
-            self._by_address[address] = self._by_address.get(address, 0) + 1
+        self.capacity.add(connection.peer)
 
     def closed(self, connection: Connection) -> None:
         """Forget a connection."""
         self._open.discard(connection)
         self._connections.discard(connection)
-        if connection.peer:
-            address = bucket_name(connection.peer)
-            left = self._by_address.get(address, 0) - 1
-            if left > 0:
-                self._by_address[address] = left
-            else:
-                self._by_address.pop(address, None)
+        self.capacity.discard(connection.peer)
 
     def unwritten(self, connection: Connection) -> None:
         """Have the connection flushed at the end of this turn."""

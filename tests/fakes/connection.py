@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gatewayd.errors import Refused
+from gatewayd.http.capacity import Capacity
 from gatewayd.http.channel import Channel
 from gatewayd.http.message import Request, Response, refusal
 from gatewayd.http.rules import Limits
@@ -221,8 +222,7 @@ class World:
             clock=self.clock,
             wall=lambda: Wall(WALL + self.clock.seconds() - 1000),
             limits=self.limits,
-            max_connections=self.max_connections,
-            max_connections_per_address=self.max_per_address,
+            capacity=Capacity(self.max_connections, self.max_per_address),
         )
 
     def _failed(self, request: Request | None, failure: Failure) -> Response:

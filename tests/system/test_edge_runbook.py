@@ -112,7 +112,7 @@ def test_starts_that_fail(tmp_path: Path, edge: Edge) -> None:
         lines = complaints(gateway)
         assert [said in line for line in lines] == [True], (changed, lines)
         assert "Traceback" not in gateway.log_text()
-        assert '"event":"ready"' not in gateway.log_text() or "GRPC" in str(changed)  # no webhook was taken
+        assert '"event":"ready"' not in gateway.log_text()  # no webhook was taken
         assert not any(secret in gateway.log_text() for secret in (PASSWORD, "another-password"))
         assert took_s < START_S + 3, (changed, took_s)  # several start at once here
 

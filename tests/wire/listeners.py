@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 
 from gatewayd.errors import Refused
 from gatewayd.http.addresses import Address, Kind
+from gatewayd.http.capacity import Capacity
 from gatewayd.http.endpoint import listen
 from gatewayd.http.message import Request, Response, refusal
 from gatewayd.http.rules import Limits
@@ -29,7 +30,7 @@ CLIENT_TIMEOUT_S = 10.0
 class Served:
     """A Site that listens; what it was told is in the lists."""
 
-    def __init__(self, leaves: dict[bytes, Any], limits: Limits, **bounds: int) -> None:
+    def __init__(self, leaves: dict[bytes, Any], limits: Limits, capacity: Capacity | None) -> None:
         from twisted.internet import reactor
 
         self.reactor: Any = reactor
@@ -46,7 +47,7 @@ class Served:
             clock=self.reactor,
             wall=lambda: Wall(time.time()),
             limits=limits,
-            **bounds,
+            capacity=capacity,
         )
 
     def _failed(self, request: Request | None, failure: Failure) -> Response:
@@ -96,13 +97,13 @@ async def serving(
     tls: Any = None,
     around: Any = None,
     on_loop: bool = False,
-    **bounds: int,
+    capacity: Capacity | None = None,
 ) -> AsyncIterator[Served]:
     """
     A listening Site; at the end everything is closed, and nothing may be left. `around`: what stands first at a
     connection, see listen(). `on_loop`: see tcp_serving.
     """
-    served = Served(default_leaves() if leaves is None else leaves, limits or Limits(), **bounds)
+    served = Served(default_leaves() if leaves is None else leaves, limits or Limits(), capacity)
     if on_loop:
         served.loop = reactor_loop()
     first = around or (lambda factory: factory)

@@ -19,6 +19,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.threads import deferToThread
 
+from gatewayd.http.capacity import Capacity
 from gatewayd.http.message import Response
 from gatewayd.http.rules import Limits
 from tests.clients import SECRET, raw_request, stamped, tradingview_body
@@ -72,7 +73,7 @@ async def test_slow_clients(tcp_serving: Serving) -> None:
     leaves: dict[bytes, Any] = default_leaves()
     leaves[b"/big"] = Leaf(lambda request: Response(200, b"x" * 50_000), methods=(b"GET",))
     done = Event()
-    async with tcp_serving(leaves, limits=limits, max_connections_per_address=1000) as served:
+    async with tcp_serving(leaves, limits=limits, capacity=Capacity(2000, 1000)) as served:
         port = served.port.getHost().port
         asking = deferToThread(ask_until, port, done)
         try:

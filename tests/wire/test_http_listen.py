@@ -12,6 +12,7 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.threads import deferToThread
 
 from gatewayd.http.addresses import Address, CannotListen, Kind, parse_address
+from gatewayd.http.capacity import Capacity
 from gatewayd.http.certificates import load_tls
 from gatewayd.http.endpoint import listen
 from gatewayd.http.exchange import HandOver
@@ -98,7 +99,7 @@ async def test_ipv6(tcp_serving: Serving) -> None:
 @pytest_twisted.ensureDeferred
 async def test_bounds(tcp_serving: Serving) -> None:
     """A connection beyond the bound is closed at once, with or without TLS in front, and counted."""
-    async with tcp_serving(max_connections=1) as served:
+    async with tcp_serving(capacity=Capacity(1, 1)) as served:
 
         def client(connection: socket) -> bytes:
             connection.sendall(get("/healthz"))
@@ -106,7 +107,7 @@ async def test_bounds(tcp_serving: Serving) -> None:
             return served._run(read_to_end)
 
         assert await served.run(client) == b""
-        assert served.site.refused_connections == 1
+        assert served.site.capacity.refused == 1
 
 
 @pytest_twisted.ensureDeferred
@@ -199,11 +200,11 @@ async def test_tls_bounds_and_garbage(tcp_serving: Serving, certificates: Certif
             read_until(stream, b'{"ok":true}')
             return served._run(read_to_end)
 
-    async with tcp_serving(tls=tls, max_connections=1) as served:
+    async with tcp_serving(tls=tls, capacity=Capacity(1, 1)) as served:
         assert b"HTTP" not in await served.run(plain)
         await served.until(lambda: served.site.open == 0)
         assert await served.run(second) == b""
-        assert served.site.refused_connections == 1
+        assert served.site.capacity.refused == 1
 
 
 @pytest_twisted.ensureDeferred

@@ -11,6 +11,7 @@ import pytest
 import pytest_twisted
 from twisted.logger import LogEvent, globalLogPublisher
 
+from gatewayd.http.capacity import Capacity
 from gatewayd.http.message import Response
 from gatewayd.http.proxied import Proxies
 from gatewayd.http.rules import Limits
@@ -44,7 +45,8 @@ class Around:
         self._announces = announces
 
     def __call__(self, factory: Any) -> Any:
-        self.proxies = Proxies(getattr(factory, "above", factory), self._announces)
+        site = getattr(factory, "above", factory)
+        self.proxies = Proxies(site.capacity, site.clock, self._announces, site.limits)
         return self.proxies.around(factory)
 
 
@@ -88,7 +90,7 @@ async def test_the_carried_address(tcp_serving: Serving) -> None:
         assert await ask(served, V1[:9], V1[9:], CLOSE[:7], CLOSE[7:]) == (200, ["192.0.2.7"] * 2)
         pieces = [bytes([byte]) for byte in v2_tcp("192.0.2.8")]
         assert await ask(served, *pieces, CLOSE) == (200, ["192.0.2.8"] * 2)
-        assert (served.site.arriving, around.proxies.refused) == (0, 0)
+        assert (served.site.capacity.arriving, around.proxies.refused) == (0, 0)
 
 
 @pytest_twisted.ensureDeferred
@@ -115,7 +117,7 @@ async def test_what_is_refused(tcp_serving: Serving, logged: list[LogEvent]) -> 
         for data in broken:
             assert await served.run(sending(data)) == b"reset"
         assert around.proxies.refused == len(broken)
-        assert (served.site.open, served.site.arriving, served.finished) == (0, 0, [])
+        assert (served.site.open, served.site.capacity.arriving, served.finished) == (0, 0, [])
         assert await served.run(lambda connection: None) is None  # a check that somebody listens
         assert await ask(served, V1 + CLOSE) == (200, ["192.0.2.7"] * 2)
         assert around.proxies.refused == len(broken)
@@ -142,7 +144,7 @@ async def test_late(tcp_serving: Serving) -> None:
     async with tcp_serving(who(), around=around, limits=Limits(head_s=0.2)) as served:
         for data in (b"", b"PROX", v2_tcp("192.0.2.7")[:-1]):
             assert await served.run(sending(data)) == b"reset"
-        assert (around.proxies.refused, served.site.arriving) == (3, 0)
+        assert (around.proxies.refused, served.site.capacity.arriving) == (3, 0)
 
 
 @pytest_twisted.ensureDeferred
@@ -151,7 +153,7 @@ async def test_bounds(tcp_serving: Serving) -> None:
     Each client has its own bound of connections, whoever carries them; all together, with those whose header is still
     awaited, have the site's.
     """
-    async with tcp_serving(who(), around=Around(), max_connections=3, max_connections_per_address=1) as served:
+    async with tcp_serving(who(), around=Around(), capacity=Capacity(3, 1)) as served:
 
         def client(connection: socket) -> list[Any]:
             connection.sendall(V1 + get("/who"))
@@ -174,7 +176,7 @@ async def test_bounds(tcp_serving: Serving) -> None:
         assert own in (b"", b"reset")
         assert read_answers(other)[0].status == 200
         assert beyond == b""
-        assert served.site.refused_connections == 2
+        assert served.site.capacity.refused == 2
 
 
 @pytest_twisted.ensureDeferred
@@ -219,10 +221,10 @@ async def test_the_end(tcp_serving: Serving) -> None:
     around = Around()
     async with tcp_serving(who(), around=around) as served:
         waiting = served.run(sending(b"PROXY TC"))
-        await served.until(lambda: served.site.arriving == 1)
+        await served.until(lambda: served.site.capacity.arriving == 1)
         around.proxies.close()
         assert await waiting == b"reset"
-        assert (served.site.arriving, around.proxies.refused, around.proxies.arriving) == (0, 0, set())
+        assert (served.site.capacity.arriving, around.proxies.refused, around.proxies.arriving) == (0, 0, set())
 
 
 @pytest.fixture

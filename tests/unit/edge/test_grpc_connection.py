@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
+from gatewayd.http.capacity import Capacity
 from gatewayd.push.grpc import ANSWER_S, FLUSH_BYTES, HELLO_S, IDLE_S, LINGER_S, SILENCE_S, STALL_S, Connection
 from gatewayd.push.grpc_calls import DELIVERY_S, MESSAGE_S
 from gatewayd.push.grpc_server import GrpcServer
@@ -392,13 +393,13 @@ class BoundsTests(Case):
 
     def test_connections(self) -> None:
         """There are so many connections and no more, whoever they are of; one that ends makes room."""
-        self.server = self.make(max_connections=2)
+        self.server = self.make(capacity=Capacity(2, 2))
         first, _ = self.client(), self.client()
         addr = IPv4Address("TCP", "192.0.2.9", 1)
         self.assertIsNone(self.server.buildProtocol(addr))
         first.transport.lose()
         self.assertIsNotNone(self.server.buildProtocol(addr))
-        self.assertEqual((self.server.open, self.server.refused_connections), (1, 1))
+        self.assertEqual((self.server.open, self.server.capacity.refused), (1, 1))
 
     def test_reports(self) -> None:
         """However many connections are closed for one reason, there is one line a minute."""

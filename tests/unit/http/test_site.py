@@ -24,12 +24,12 @@ class SiteCase(SynchronousTestCase):
         world.connect("192.0.2.2")
         Peer.host = "192.0.2.3"
         self.assertIsNone(world.site.buildProtocol(Peer()))  # type: ignore[arg-type]
-        self.assertEqual((world.site.open, world.site.refused_connections), (3, 2))
+        self.assertEqual((world.site.open, world.site.capacity.refused), (3, 2))
         first.client_resets()
         world.connect("192.0.2.1")
         self.assertEqual(world.site.open, 3)
         self.successResultOf(world.site.close())
-        self.assertEqual((world.site.open, world.site._by_address), (0, {}))
+        self.assertEqual((world.site.open, world.site.capacity.clients), (0, 0))
 
     def test_an_ipv6_client_has_its_64(self) -> None:
         """Of an IPv6 address the first 64 bits count: its owner has all addresses behind them."""
@@ -44,9 +44,9 @@ class SiteCase(SynchronousTestCase):
         world.connect("2001:db8:0:2::1")
         first.client_resets()
         world.connect("2001:db8:0:1::3")
-        self.assertEqual((world.site.open, world.site.refused_connections), (3, 1))
+        self.assertEqual((world.site.open, world.site.capacity.refused), (3, 1))
         self.successResultOf(world.site.close())
-        self.assertEqual(world.site._by_address, {})
+        self.assertEqual(world.site.capacity.clients, 0)
 
     def test_unix_peers_are_not_an_address(self) -> None:
         """Connections of a UNIX socket share no address, so only the total bounds them."""

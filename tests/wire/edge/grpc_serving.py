@@ -12,7 +12,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
 from gatewayd.http.addresses import Address, Kind
+from gatewayd.http.capacity import Capacity
 from gatewayd.http.inherited import Inherited
+from gatewayd.http.proxied import Proxies
 from gatewayd.push.grpc_listener import GrpcListener
 from gatewayd.push.grpc_server import GrpcServer
 from gatewayd.push.health import Health
@@ -32,7 +34,14 @@ CLIENT_TIMEOUT_S = 20.0
 class Served:
     """A server that listens."""
 
-    def __init__(self, *, on_loop: bool, tls: Certificates | None, **bounds: Any) -> None:
+    def __init__(
+        self,
+        on_loop: bool,
+        tls: Certificates | None,
+        capacity: Capacity,
+        announces: Callable[[str], bool],
+        **bounds: Any,
+    ) -> None:
         clock = reactor_clock()
         self.hub = FakeHub()
         loop = reactor_loop()
@@ -44,6 +53,7 @@ class Served:
             health=Health(),
             clock=clock,
             soon=loop.call_soon,
+            capacity=capacity,
             **bounds,
         )
         self.listener = GrpcListener(
@@ -51,7 +61,8 @@ class Served:
             loop if on_loop else None,
             self.server,
             [LOOPBACK],
-            Inherited(),
+            inherited=Inherited(),
+            proxies=Proxies(capacity, clock, announces),
             certificate="" if tls is None else str(tls.cert),
             private_key="" if tls is None else str(tls.key),
             close_s=2.0,
@@ -91,10 +102,21 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(*, on_loop: bool = True, tls: Certificates | None = None, **bounds: Any) -> AsyncIterator[Served]:
-    """A listening server; at the end everything is closed, and nothing may be left."""
-    served = Served(on_loop=on_loop, tls=tls, **bounds)
+async def serving(
+    *,
+    on_loop: bool = True,
+    tls: Certificates | None = None,
+    capacity: Capacity | None = None,
+    announces: Callable[[str], bool] = lambda _: False,
+    **bounds: Any,
+) -> AsyncIterator[Served]:
+    """
+    A listening server; at the end everything is closed, and nothing may be left. `announces` says of a peer's address
+    that it sends a PROXY header.
+    """
+    served = Served(on_loop, tls, capacity or Capacity(), announces, **bounds)
     served.listener.open()
+    served.listener.serve()
     try:
         yield served
     finally:

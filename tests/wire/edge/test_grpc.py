@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent
 
+from gatewayd.http.capacity import Capacity
 from gatewayd.push.grpc_calls import METHODS
 from gatewayd.schemas import edge_v1_pb2 as pb
 from tests.buses import pause, until
@@ -360,11 +361,11 @@ async def test_bounds_of_connections() -> None:
         with served.channel() as second:
             return first, failure(lambda: execute(second)(request(), timeout=2))[0]
 
-    async with serving(max_connections_per_address=1) as served:
+    async with serving(capacity=Capacity(10, 1)) as served:
         first, second = await served.run(client)
         assert first == "ok"
         assert second in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
-        assert served.server.refused_connections >= 1
+        assert served.server.capacity.refused >= 1
 
 
 @pytest_twisted.ensureDeferred

@@ -12,7 +12,9 @@ import pytest_twisted
 from twisted.internet.threads import deferToThread
 
 from gatewayd.http.addresses import Address, Kind
+from gatewayd.http.capacity import Capacity
 from gatewayd.http.inherited import FIRST, Inherited
+from gatewayd.http.proxied import Proxies
 from gatewayd.lifecycle import StartFailed
 from gatewayd.push.grpc_listener import GrpcListener
 from tests.buses import reactor_clock, reactor_loop
@@ -21,11 +23,11 @@ from tests.servers import Certificates, make_certificates
 from tests.wire.edge.grpc_serving import Served, execute, request, serving
 
 
-def listener(served: Served, *addresses: Address, inherited: Inherited | None = None, **files: str) -> GrpcListener:
+def listener(served: Served, *addresses: Address, inherited: Inherited | None = None, **files: Any) -> GrpcListener:
     """A further listener of a server that is served already."""
-    return GrpcListener(
-        reactor_clock(), reactor_loop(), served.server, addresses, inherited or Inherited(), close_s=1.0, **files
-    )
+    proxies = Proxies(served.server.capacity, reactor_clock(), lambda _: False)
+    given = {"inherited": inherited or Inherited(), "proxies": proxies, **files}
+    return GrpcListener(reactor_clock(), reactor_loop(), served.server, addresses, close_s=1.0, **given)
 
 
 @pytest_twisted.ensureDeferred
@@ -55,6 +57,7 @@ async def test_an_inherited_socket() -> None:
     async with serving() as served:
         further = listener(served, Address(Kind.INHERITED, domain="INET", name="grpc"), inherited=Inherited(names))
         further.open()
+        further.serve()
         opened.detach()
         channel = grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)])
         call = execute(channel)
@@ -81,6 +84,7 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
     async with serving() as served:
         further = listener(served, Address(Kind.UNIX, path=str(path)))
         further.open()
+        further.serve()
         assert await deferToThread(client)
         await further.leave()
         assert not path.exists()
@@ -110,3 +114,42 @@ async def test_certificates_change(tmp_path: Path, certificates: Certificates) -
         assert await deferToThread(ask, certificates.ca) == "ok"
         before()
         assert await deferToThread(ask, certificates.ca) == "UNAVAILABLE"
+
+
+@pytest_twisted.ensureDeferred
+async def test_whose_connection_a_proxy_makes() -> None:
+    """A connection that begins with a PROXY header is its client's, for the bounds too; without one it is closed."""
+
+    def client(connection: socket, header: bytes) -> bool:
+        try:
+            connection.sendall(header)
+            return Peer(connection).is_alive()
+        except ConnectionError:
+            return False
+
+    header = b"PROXY TCP4 203.0.113.7 127.0.0.1 40000 9090\r\n"
+    async with serving(capacity=Capacity(10, 1), announces=lambda peer: peer == "127.0.0.1") as served:
+        with socket() as first:
+            first.settimeout(5)
+            first.connect(("127.0.0.1", served.port))
+            assert await deferToThread(client, first, header)
+            assert not await served.talk(lambda second: client(second, header))
+            assert await served.talk(lambda third: client(third, header.replace(b".7", b".8")))
+            assert not await served.talk(lambda fourth: client(fourth, b""))
+        assert served.server.capacity.refused == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_opened_before_it_is_served() -> None:
+    """A socket of our own is held, and nobody else can have it, before calls are taken: health says so."""
+    async with serving() as served:
+        further = listener(served, Address(Kind.TCP, "127.0.0.1"))
+        served.server.health.set(False)
+        further.open()
+        (port,) = further.ports
+        with pytest.raises(StartFailed, match="is taken"):
+            listener(served, Address(Kind.TCP, "127.0.0.1", port)).open()
+        assert not served.server.health.serving
+        further.serve()
+        assert served.server.health.serving
+        await further.leave()
