@@ -1,5 +1,5 @@
 """
-The border between Twisted and asyncio: coroutines of the one in Deferreds of the other, and back.
+The border between Twisted and asyncio: coroutines of the one in Deferreds of the other.
 
 Decides how a cancellation crosses, what becomes of tasks that are left at the end, and what is done with errors that
 the event loop reports to nobody. Never makes a loop and never installs a reactor: it is handed the loop that the
@@ -106,35 +106,6 @@ class Loop:
 
         task.add_done_callback(ended)
         return deferred
-
-    def to_asyncio(self, deferred: Deferred[T]) -> "asyncio.Future[T]":
-        """
-        A future of this loop with the Deferred's outcome; cancelling the future cancels the Deferred.
-
-        The Deferred belongs to the future from now on: its result is consumed.
-        """
-        future: asyncio.Future[T] = self._loop.create_future()
-
-        def fired(result: T) -> None:
-            if not future.done():
-                future.set_result(result)
-
-        def failed(failure: Failure) -> None:
-            if future.done():
-                return
-            if isinstance(failure.value, CancelledError):
-                future.cancel()
-            elif failure.value is not None:
-                future.set_exception(failure.value)
-
-        deferred.addCallbacks(fired, failed)
-
-        def ended(future: "asyncio.Future[T]") -> None:
-            if future.cancelled():
-                deferred.cancel()
-
-        future.add_done_callback(ended)
-        return future
 
     def soon(self, function: Callable[[], object]) -> None:
         """Call `function` once, after everything that is ready now has run."""

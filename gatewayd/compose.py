@@ -26,6 +26,7 @@ from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
 from gatewayd import __version__, lateness
+from gatewayd.address_gate import AddressGate
 from gatewayd.admin import Admin
 from gatewayd.aio import Loop
 from gatewayd.answers import Answers
@@ -63,7 +64,7 @@ from gatewayd.log import Log, make_log
 from gatewayd.maintenance import Maintenance
 from gatewayd.metrics import Metrics
 from gatewayd.presence import MaintenanceFile, publish_client_file, say_trial
-from gatewayd.probes import HealthProbe, MetricsProbe
+from gatewayd.probes import Gate, HealthProbe, MetricsProbe
 from gatewayd.settings import Settings
 from gatewayd.settings_edge import EdgeSettings
 from gatewayd.settings_table import secret_name
@@ -314,17 +315,13 @@ class Core:
 
     def _operations(self, *, trusts_all: bool) -> dict[bytes, ILeaf]:
         """The paths for those who run the gateway."""
-        probe = partial(
-            HealthProbe,
-            health=self.health,
-            bus=self.bus,
-            rules=self.live.get_rules,
-            answers=self.answers,
-            buckets=AddressBuckets(),
-            clock=self.world.reactor,
-        )
-        metrics = MetricsProbe(self.exposition, rules=self.live.get_rules, answers=self.answers, trusts_all=trusts_all)
-        return {b"/healthz": probe(ready=False), b"/readyz": probe(ready=True), b"/metrics": metrics}
+        limits = AddressGate(self.live.get_rules, self.world.now)
+        gate = Gate(self.live.get_rules, self.answers, limits, trusts_all=trusts_all)
+        return {
+            b"/healthz": HealthProbe(gate, self.health, self.bus, ready=False),
+            b"/readyz": HealthProbe(gate, self.health, self.bus, ready=True),
+            b"/metrics": MetricsProbe(gate, self.exposition),
+        }
 
     def _admin(self) -> Admin:
         """The admin listener; without an address it does nothing."""

@@ -9,87 +9,74 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
-from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
+from gatewayd.address_gate import AddressGate
 from gatewayd.answers import Answers, random_corr_id
 from gatewayd.errors import Refused
 from gatewayd.exposition import Exposition
 from gatewayd.health import Health
 from gatewayd.http.message import Request, Response
-from gatewayd.ingress.addresses import AddressBuckets, contains
+from gatewayd.ingress.addresses import contains
 from gatewayd.ingress.admission import refuse_limited
 from gatewayd.ingress.sources import Rules
 from gatewayd.interfaces import IEventBus, ILeaf
-from gatewayd.times import Monotonic
 
 _METHODS: Final = frozenset({b"GET", b"HEAD"})
 _NOT_ALLOWED: Final = Refused("GW-017", status=405, headers=((b"Allow", b"GET, HEAD"),))
 _PARTS: Final = frozenset({b"", b"part=webhook"})
 
 
-class _Gate:
-    """Who asks, and how often: the same for every probe. `trusts_all`: whoever comes may read and ask what there is."""
+class Gate:
+    """
+    Who asks, and how often: the same for every probe of a listener. `limits` are the probes' own for each address.
+    `trusts_all` is for a listener that only those reach who may know everything: no limit, and nothing is held back.
+    """
 
-    def __init__(self, rules: Callable[[], Rules], answers: Answers, *, trusts_all: bool) -> None:
-        self.rules = rules
+    def __init__(
+        self, rules: Callable[[], Rules], answers: Answers, limits: AddressGate, *, trusts_all: bool = False
+    ) -> None:
+        self._rules = rules
+        self._limits = limits
+        self._trusts_all = trusts_all
         self.answers = answers
-        self.trusts_all = trusts_all
 
     def refuse(self, request: Request) -> Refused | None:
         """405 for another method; fills in the client's address."""
         if request.method not in _METHODS:
             return _NOT_ALLOWED
-        proxies = self.rules().proxies
+        proxies = self._rules().proxies
         request.client_ip = proxies.client(request.peer, request.values(b"x-forwarded-for"))
         return None
 
     def may_read(self, request: Request) -> bool:
         """Whether METRICS_ALLOW_CIDRS has the client. A proxy that is not trusted could be asking for anybody."""
-        if self.trusts_all:
+        if self._trusts_all:
             return True
-        rules = self.rules()
+        rules = self._rules()
         believed = rules.proxies.trusted(request.peer, request.values(b"x-forwarded-for"))
         return believed and contains(rules.metrics_readers, request.client_ip)
+
+    def limit(self, request: Request) -> Refused | None:
+        """GW-004 for an address that asks too often."""
+        limited = None if self._trusts_all else self._limits.refuse(request)
+        return None if limited is None else refuse_limited(limited, "probes")
 
 
 @implementer(ILeaf)
 class HealthProbe:
-    """
-    /healthz or /readyz (`ready`), limited per address in a bucket of the probes' own. `trusts_all` is for a listener
-    that only those reach who may know everything: no limit, and all warnings.
-    """
+    """/healthz or /readyz (`ready`)."""
 
-    def __init__(
-        self,
-        *,
-        ready: bool,
-        health: Health,
-        bus: IEventBus,
-        rules: Callable[[], Rules],
-        answers: Answers,
-        buckets: AddressBuckets,
-        clock: IReactorTime,
-        trusts_all: bool = False,
-    ) -> None:
-        self._ready = ready
+    def __init__(self, gate: Gate, health: Health, bus: IEventBus, *, ready: bool) -> None:
+        self._gate = gate
         self._health = health
         self._bus = bus
-        self._gate = _Gate(rules, answers, trusts_all=trusts_all)
-        self._buckets = buckets
-        self._clock = clock
+        self._ready = ready
 
     def begin(self, request: Request) -> Response | int:
         """See ILeaf."""
-        refused = self._gate.refuse(request) or self._limited(request)
+        refused = self._gate.refuse(request) or self._gate.limit(request)
         return 0 if refused is None else self._gate.answers.refuse(request, refused)
-
-    def _limited(self, request: Request) -> Refused | None:
-        rules = self._gate.rules()
-        if self._gate.trusts_all or contains(rules.exempt, request.client_ip):
-            return None
-        limited = self._buckets.take(request.client_ip, rules.address_limit, Monotonic(self._clock.seconds()))
-        return None if limited is None else refuse_limited(limited, "probes")
 
     def answer(self, request: Request) -> Response:
         """See ILeaf."""
@@ -105,13 +92,11 @@ class HealthProbe:
 
 @implementer(ILeaf)
 class MetricsProbe:
-    """/metrics for those who may read it (`trusts_all`: everybody); for others there is nothing at this path."""
+    """/metrics for those who may read it; for others there is nothing at this path."""
 
-    def __init__(
-        self, exposition: Exposition, *, rules: Callable[[], Rules], answers: Answers, trusts_all: bool = False
-    ) -> None:
+    def __init__(self, gate: Gate, exposition: Exposition) -> None:
+        self._gate = gate
         self._exposition = exposition
-        self._gate = _Gate(rules, answers, trusts_all=trusts_all)
 
     def begin(self, request: Request) -> Response | int:
         """See ILeaf."""

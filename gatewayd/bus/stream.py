@@ -10,7 +10,7 @@ anything else an operator set. Never talks to a server (ensure.py does).
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from gatewayd.times import Wall, parse_rfc3339
@@ -343,7 +343,6 @@ class Lag:
     pending: int
     unacked: int
     acked_sequence: int
-    last_ack: str = field(default="")
 
 
 def lag(info: Mapping[str, Any]) -> Lag:
@@ -353,5 +352,4 @@ def lag(info: Mapping[str, Any]) -> Lag:
         int(info.get("num_pending", 0)),
         int(info.get("num_ack_pending", 0)),
         int(floor.get("stream_seq", 0)),
-        str(floor.get("last_active", "")),
     )

@@ -156,6 +156,22 @@ def test_a_healthy_start(edge: Edge) -> None:
     assert edge.admin("/edge/v1/events")[0] == 404
 
 
+def test_the_admin_listener_tells_everything(edge: Edge) -> None:
+    """Whoever reaches it may know what those who ask the public one may not."""
+    edge.configure(metrics_allow_cidrs="none")
+    edge.reload()
+    try:
+        told = edge.admin("/readyz")[1].decode()
+        assert "no consumer" in told
+        assert edge.admin("/metrics")[0] == 200
+        status, _, body = edge.gateway.get("/readyz")
+        assert "no consumer" not in body.decode()
+        assert (status, edge.gateway.get("/metrics")[0]) == (200, 404)
+    finally:
+        edge.configure()
+        edge.reload()
+
+
 def test_known_caveats(edge: Edge) -> None:
     """Without a service the public authentication paths are 503, without a route a command is UNIMPLEMENTED."""
     for path in AUTH_PATHS:

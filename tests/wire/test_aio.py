@@ -8,10 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import CancelledError
 from twisted.internet.defer import TimeoutError as DeadlinePassed
-from twisted.internet.error import ConnectionDone
-from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
@@ -85,38 +83,6 @@ async def test_a_task_that_is_cancelled_from_within_fails_as_twisted_says_it() -
 
     with pytest.raises(CancelledError):
         await loop.from_asyncio(gives_up())
-    await loop.stop(generators=False)
-
-
-@pytest_twisted.ensureDeferred
-async def test_deferreds_are_awaited_in_tasks() -> None:
-    """to_asyncio gives a Deferred's outcome to asyncio; cancelling crosses there too."""
-    loop = Loop(reactor_loop())
-    cancelled: list[object] = []
-
-    async def task() -> list[object]:
-        late = deferLater(reactor_clock(), 0.001, lambda: "late")
-        seen: list[object] = [await loop.to_asyncio(succeed("now")), await loop.to_asyncio(late)]
-        try:
-            await loop.to_asyncio(fail(ConnectionDone()))
-        except ConnectionDone:
-            seen.append("failed")
-        never: Deferred[None] = Deferred(cancelled.append)
-        try:
-            await asyncio.wait_for(loop.to_asyncio(never), 0.01)
-        except TimeoutError:
-            seen.append("timeout")
-        given_up: Deferred[None] = Deferred()
-        future = loop.to_asyncio(given_up)
-        given_up.cancel()
-        try:
-            await future
-        except asyncio.CancelledError:
-            seen.append("cancelled")
-        return seen
-
-    assert await loop.from_asyncio(task()) == ["now", "late", "failed", "timeout", "cancelled"]
-    assert len(cancelled) == 1
     await loop.stop(generators=False)
 
 

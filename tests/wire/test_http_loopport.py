@@ -162,7 +162,7 @@ def run(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> Run:
                 if side is not None and side.transport is not None:
                     side.transport.abortConnection()
             loop.run_until_complete(asyncio.sleep(0.02))
-            loop.run_until_complete(guarded.to_asyncio(guarded.stop()))
+            loop.run_until_complete(guarded.stop().asFuture(loop))
             loop.close()
 
     def start(scenario: Scenario, *where: Any) -> None:

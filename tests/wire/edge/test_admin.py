@@ -7,7 +7,6 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_twisted
@@ -15,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.threads import deferToThread
 from twisted.logger import LogEvent, globalLogPublisher
 
+from gatewayd.address_gate import AddressGate
 from gatewayd.admin import Admin
 from gatewayd.answers import Answers
 from gatewayd.bus.publication import BusState
@@ -22,13 +22,12 @@ from gatewayd.exposition import Exposition
 from gatewayd.health import Health, Phase
 from gatewayd.http.addresses import Address, Kind
 from gatewayd.http.message import Response
-from gatewayd.ingress.addresses import AddressBuckets
 from gatewayd.ingress.sources import make_rules
 from gatewayd.interfaces import ILeaf
 from gatewayd.lifecycle import StartFailed
 from gatewayd.maintenance import Maintenance
 from gatewayd.metrics import Metrics
-from gatewayd.probes import HealthProbe, MetricsProbe
+from gatewayd.probes import Gate, HealthProbe, MetricsProbe
 from gatewayd.times import Monotonic, Wall
 from tests.buses import reactor_clock, reactor_loop
 from tests.fakes.bus import DoubleBus
@@ -58,12 +57,12 @@ def admin_at(addresses: str, **more: str) -> Admin:
     health.phase = Phase.READY
     bus = DoubleBus(clock)
     bus.state = BusState.CONNECTED
-    how: dict[str, Any] = {"rules": lambda: rules, "answers": answers, "trusts_all": True}
-    probe = {"health": health, "bus": bus, "buckets": AddressBuckets(), "clock": clock, **how}
+    limits = AddressGate(lambda: rules, lambda: Monotonic(clock.seconds()))
+    gate = Gate(lambda: rules, answers, limits, trusts_all=True)
     paths: dict[bytes, ILeaf] = {
-        b"/healthz": HealthProbe(ready=False, **probe),
-        b"/readyz": HealthProbe(ready=True, **probe),
-        b"/metrics": MetricsProbe(Exposition(metrics.registry, lambda: None, lambda call: call()), **how),
+        b"/healthz": HealthProbe(gate, health, bus, ready=False),
+        b"/readyz": HealthProbe(gate, health, bus, ready=True),
+        b"/metrics": MetricsProbe(gate, Exposition(metrics.registry, lambda: None, lambda call: call())),
     }
     return Admin(
         clock,
