@@ -69,12 +69,13 @@ class Following:
                 finally:
                     await link.close()
             except Failed as failed:
-                if not begun or failed.code is not Code.UNREACHABLE:
+                # A stream that was there may be made again; a follower waits for it.
+                if not begun or not (self._follow or failed.code is Code.UNREACHABLE):
                     raise
                 reason = "; ".join(failed.lines)
             except (nats.errors.Error, TimeoutError) as error:
                 reason = describe(error)
-            note(f"gatewayctl: the connection is lost ({reason}); trying again")
+            note(f"gatewayctl: interrupted ({reason}); trying again")
             await asyncio.sleep(_PAUSE_S)
 
     async def _begin(self, link: Link) -> _Consumer:

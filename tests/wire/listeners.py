@@ -30,7 +30,7 @@ CLIENT_TIMEOUT_S = 10.0
 class Served:
     """A Site that listens; what it was told is in the lists."""
 
-    def __init__(self, leaves: dict[bytes, Any], limits: Limits, capacity: Capacity | None) -> None:
+    def __init__(self, leaves: dict[bytes, Any], limits: Limits, capacity: Capacity | None = None) -> None:
         from twisted.internet import reactor
 
         self.reactor: Any = reactor

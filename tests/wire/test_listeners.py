@@ -62,7 +62,8 @@ def made(
     """Listeners of a site."""
     loaded = load_from({**HOME, "GATEWAY_PUBLIC_HTTP_ADDR": addresses, **settings})
     assert loaded.settings is not None, loaded.problems
-    return Listeners(served.reactor, reactor_loop(), loaded.settings, Proxies(served.site, announces), inherited)
+    proxies = Proxies(served.site.capacity, served.reactor, announces)
+    return Listeners(served.reactor, reactor_loop(), loaded.settings, served.site, proxies=proxies, inherited=inherited)
 
 
 @asynccontextmanager
