@@ -76,11 +76,12 @@ bench-push: $(VENV)/testable
 	$(BIN)/python -m tests.bench --push $(ARGS)
 
 # A systemd unit on this host (as root), or an image of it under DESTDIR; again to upgrade. UNIT=at-gateway names it,
-# NATS=yes brings a nats-server along.
+# NATS=yes brings a nats-server along, COMPILED=yes makes machine code of what a webhook passes through.
 UNIT ?= gatewayd
 
 install-host:
-	@PYTHON="$(PYTHON)" systemd/install --unit "$(UNIT)" --destdir "$(DESTDIR)" $(if $(NATS),--with-nats)
+	@PYTHON="$(PYTHON)" systemd/install --unit "$(UNIT)" --destdir "$(DESTDIR)" $(if $(NATS),--with-nats) \
+	    $(if $(COMPILED),--compiled)
 
 # Leaves configuration and state, unless PURGE=yes.
 remove-host:
@@ -96,6 +97,9 @@ lock:
 	    --extra embedded --extra speed --output-file requirements.txt setup.cfg
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    --extra test --constraint requirements.txt --output-file tests/requirements.txt setup.cfg
+	printf 'mypy\nmypy-zope\nsetuptools\n' | uv pip compile --quiet --universal --python-version 3.11 \
+	    --generate-hashes --no-header --no-annotate --constraint tests/requirements.txt \
+	    --output-file requirements-compiled.txt -
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .ruff_cache

@@ -38,12 +38,11 @@ MODULES: Final = (
 )
 """What a webhook passes through. Left out: subclasses of Twisted's services, and what is seldom run."""
 
-ATTRIBUTES: Final = {
-    # They have subclasses elsewhere.
-    **dict.fromkeys(("LoopPort", "Response", "Streamed"), "allow_interpreted_subclasses=True"),
-    **dict.fromkeys(("Direct", "Committed"), "native_class=False"),  # they are Twisted's Deferreds
-}
-"""What mypyc is told of some classes."""
+EXTENDED: Final = frozenset({"LoopPort", "Response", "Streamed"})
+"""Classes that have subclasses elsewhere."""
+
+PLAIN: Final = frozenset({"Direct", "Committed"})
+"""Classes that extend others' classes, Twisted's Deferred: they stay classes of Python's own."""
 
 _BUILD: Final = """
 import sys
@@ -77,21 +76,35 @@ def build(target: Path) -> int:
     return len(sources)
 
 
+_EXTENDED: Final = """import typing
+
+if typing.TYPE_CHECKING:
+    from mypy_extensions import mypyc_attr
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+"""
+_PLAIN: Final = """def _plain_NAME(made: object) -> object:
+    return made
+
+
+@_plain_NAME
+"""
+
+
 def prepare(source: str) -> str:
     """
-    The source as mypyc likes it. `@implementer(...)` is said behind its class: of a class with a decorator that it does
-    not know mypyc makes a plain one, whose attributes are no faster than before. Classes that others extend say so.
+    The source as mypyc likes it. Of a class with a decorator that it does not know mypyc makes a plain one, whose
+    attributes are no faster than before: `@implementer(...)` is said behind its class, and PLAIN ones get a decorator.
+    EXTENDED ones say so, in words that need nothing at run time.
     """
     lines = source.splitlines(keepends=True)
     said: list[str] = []
     for node in ast.parse(source).body:
         if not isinstance(node, ast.ClassDef):
             continue
-        if node.name in ATTRIBUTES:
-            lines[node.lineno - 1] = (
-                "from mypy_extensions import mypyc_attr\n\n\n"
-                f"@mypyc_attr({ATTRIBUTES[node.name]})\n{lines[node.lineno - 1]}"
-            )
+        marked = _EXTENDED if node.name in EXTENDED else _PLAIN if node.name in PLAIN else ""
+        lines[node.lineno - 1] = marked.replace("NAME", node.name) + lines[node.lineno - 1]
         for decorator in node.decorator_list:
             if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "implementer":
                 lines[decorator.lineno - 1 : decorator.end_lineno] = ["\n"] * len(

@@ -99,6 +99,11 @@ def _second_signal(run: Run) -> list[str]:
     return [] if took_s < 1.0 else [f"it lived {took_s:.1f} s after the second SIGTERM"]
 
 
+def _replaced(run: Run) -> list[str]:
+    """It is another stream: made so soon that perhaps no request came in between."""
+    return [] if '"event":"stream.replaced"' in run.gateway.log_text() else ["the stream was not made anew"]
+
+
 _DOWN: Final = frozenset({"GW-005"})
 _EVENTS: Final = frozenset({Kind.VALID, Kind.STUBBORN, Kind.TWINS, Kind.SIBLINGS})
 _AT_ONCE: Final = frozenset({Kind.TWINS, Kind.SIBLINGS, Kind.RACE})
@@ -170,7 +175,7 @@ ROWS: Final = (
         codes=frozenset({"GW-010"}),
         known_after_s=1.0,
     ),
-    Row("stream-deleted", "the stream is deleted", acts.remove_stream, codes=_DOWN, kinds=_EVENTS),
+    Row("stream-deleted", "the stream is deleted", acts.remove_stream, kinds=_EVENTS, after=_replaced),
     Row("stream-purged", "every message is purged", acts.empty_stream, clean=True, seconds=3.0),
     Row("both-kill", "kill -9 of both, and gatewayd is back first", acts.kill_all, 1.5, 20.0, codes=_DOWN, same=False),
     Row(
