@@ -62,6 +62,7 @@ class OnValkey:
 
     client: Client
     slack_s = 0.1
+    early_s = 5.0
 
     @pytest.fixture(autouse=True)
     def connect(self, valkey: ValkeyServer) -> Iterator[None]:
@@ -94,7 +95,7 @@ class RedisAcrossHostsTests(OnValkey, RememberedContract, SynchronousTestCase):
 class RedisGoneTests(OnValkey, BoundedContract, SynchronousTestCase):
     """The store on Redis while Redis is not there: memory keeps the whole contract."""
 
-    slack_s = 0.0
+    slack_s, early_s = 0.0, 0.5
 
     def make_clock(self) -> Clock:
         """Time is this process's alone: no server counts it, and none of it passes while a test computes."""
