@@ -72,6 +72,7 @@ bench: $(VENV)/testable
 	$(BIN)/python -m tests.bench $(ARGS)
 
 # Streams of the edge beside Node's ws and nchan, and what the edge costs webhooks: two to three minutes, or --quick.
+# ARGS="--soak 600": memory, while streams come and go. The same of `make bench`: memory under 1,000 webhooks a second.
 bench-push: $(VENV)/testable
 	$(BIN)/python -m tests.bench --push $(ARGS)
 

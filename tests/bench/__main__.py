@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.bench import curves, exposition, overload, push, report, sameness
+from tests.bench import curves, exposition, overload, push, pushsoak, report, sameness
 from tests.bench.rig import Stand, machine
 from tests.bench.toolchain import PEER_COMMANDS, NotRun
 from tests.gateway import ROOT
@@ -162,6 +162,9 @@ def main() -> None:
     parser.add_argument("--overload", action="store_true", help="offer up to three times the peak instead")
     parser.add_argument("--push", action="store_true", help="streams of the edge, and what it costs webhooks, instead")
     options = parser.parse_args()
+    if options.push and options.soak:
+        pushsoak.main(options.soak)
+        return
     if options.push:
         push.main(quick=options.quick, write=options.write)
         return

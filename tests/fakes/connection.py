@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from gatewayd.errors import Refused
@@ -294,3 +295,31 @@ def chunked(*chunks: bytes, trailers: bytes = b"", headers: tuple[str, ...] = ()
 def statuses(transport: Transport) -> list[int]:
     """The statuses of everything written so far."""
     return [answer.status for answer in read_answers(transport.value())]
+
+
+def busy() -> Response:
+    """A leaf's refusal at begin()."""
+    return refusal(Refused("GW-011"), "req_busy", WALL)
+
+
+class WorldCase(SynchronousTestCase):
+    """A world with a probe, a webhook, one that answers later, one that refuses."""
+
+    def setUp(self) -> None:
+        self.waiting = Waiting()
+        self.probe = Leaf(lambda request: Response(200, b'{"ok":true}'), methods=(b"GET", b"HEAD"), bound=0)
+        self.webhook = Leaf()
+        self.refusing = Leaf(refusal=busy)
+        self.world = World(
+            {
+                b"/healthz": self.probe,
+                b"/webhook/tradingview": self.webhook,
+                b"/later": Leaf(self.waiting, methods=(b"GET", b"POST")),
+                b"/busy": self.refusing,
+            }
+        )
+
+    def only(self, transport: Transport) -> Answer:
+        """The one answer written so far."""
+        (answer,) = read_answers(transport.value())
+        return answer

@@ -3,19 +3,15 @@
 from twisted.internet.defer import fail, succeed
 from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocol, IPushProducer
 from twisted.logger import LogEvent
-from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from gatewayd.errors import Refused
 from gatewayd.http.channel import Channel
-from gatewayd.http.message import Request, Response, refusal
+from gatewayd.http.message import Request, Response
 from tests.fakes.connection import (
     WALL,
-    Answer,
     Leaf,
-    Transport,
-    Waiting,
     World,
+    WorldCase,
     chunked,
     get,
     post,
@@ -27,32 +23,8 @@ from tests.fakes.connection import (
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-def busy() -> Response:
-    """A leaf's refusal at begin()."""
-    return refusal(Refused("GW-011"), "req_busy", WALL)
-
-
-class ChannelCase(SynchronousTestCase):
-    """A world with a probe, a webhook, one that answers later, one that refuses."""
-
-    def setUp(self) -> None:
-        self.waiting = Waiting()
-        self.probe = Leaf(lambda request: Response(200, b'{"ok":true}'), methods=(b"GET", b"HEAD"), bound=0)
-        self.webhook = Leaf()
-        self.refusing = Leaf(refusal=busy)
-        self.world = World(
-            {
-                b"/healthz": self.probe,
-                b"/webhook/tradingview": self.webhook,
-                b"/later": Leaf(self.waiting, methods=(b"GET", b"POST")),
-                b"/busy": self.refusing,
-            }
-        )
-
-    def only(self, transport: Transport) -> Answer:
-        """The one answer written so far."""
-        (answer,) = read_answers(transport.value())
-        return answer
+class ChannelCase(WorldCase):
+    """Between a head and its answer."""
 
     def test_interfaces(self) -> None:
         """A channel is what Twisted's transports take for a protocol with half-close and a push producer."""

@@ -3,18 +3,13 @@
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
-from twisted.trial.unittest import SynchronousTestCase
 
-from gatewayd.errors import Refused
-from gatewayd.http.message import Request, Response, refusal
+from gatewayd.http.message import Request, Response
 from gatewayd.http.rules import Limits
 from tests.fakes.connection import (
-    WALL,
-    Answer,
     Leaf,
     Transport,
-    Waiting,
-    World,
+    WorldCase,
     chunked,
     get,
     post,
@@ -24,32 +19,8 @@ from tests.fakes.connection import (
 )
 
 
-def busy() -> Response:
-    """A leaf's refusal at begin()."""
-    return refusal(Refused("GW-011"), "req_busy", WALL)
-
-
-class EndingCase(SynchronousTestCase):
-    """A world with a probe, a webhook, one that answers later, one that refuses."""
-
-    def setUp(self) -> None:
-        self.waiting = Waiting()
-        self.probe = Leaf(lambda request: Response(200, b'{"ok":true}'), methods=(b"GET", b"HEAD"), bound=0)
-        self.webhook = Leaf()
-        self.refusing = Leaf(refusal=busy)
-        self.world = World(
-            {
-                b"/healthz": self.probe,
-                b"/webhook/tradingview": self.webhook,
-                b"/later": Leaf(self.waiting, methods=(b"GET", b"POST")),
-                b"/busy": self.refusing,
-            }
-        )
-
-    def only(self, transport: Transport) -> Answer:
-        """The one answer written so far."""
-        (answer,) = read_answers(transport.value())
-        return answer
+class EndingCase(WorldCase):
+    """The end of a connection."""
 
     # -- deadlines
 
