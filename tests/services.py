@@ -107,7 +107,7 @@ class HttpService:
     place, once the request was read (or, with `at_once`, before), and the connection is closed after it.
     """
 
-    def __init__(self, act: Act = echo, *, tls: Certificates | None = None) -> None:
+    def __init__(self, act: Act = echo, *, tls: Certificates | None = None, host: str = "127.0.0.1") -> None:
         self.act = act
         self.raw: Callable[[Any], object] | None = None
         self.at_once = False
@@ -119,7 +119,9 @@ class HttpService:
         if tls is not None:
             self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self._context.load_cert_chain(tls.cert, tls.key)
-        self._listening = socket.create_server(("127.0.0.1", 0), backlog=512)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listening = socket.create_server((host, 0), family=family, backlog=512)
+        self._host = f"[{host}]" if ":" in host else host
         self.port = int(self._listening.getsockname()[1])
         self._open: set[socket.socket] = set()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -127,8 +129,8 @@ class HttpService:
 
     @property
     def url(self) -> str:
-        """http://127.0.0.1:port, https with TLS."""
-        return f"{'http' if self._context is None else 'https'}://127.0.0.1:{self.port}"
+        """http://host:port, https with TLS."""
+        return f"{'http' if self._context is None else 'https'}://{self._host}:{self.port}"
 
     def close(self) -> None:
         """Close the port and every connection; what went wrong in a thread is raised here."""

@@ -3,18 +3,21 @@ An HTTP client for services of our own: POST, and an answer of bounded size in b
 
 Decides which connections are kept, what an answer may cost, and what counts as none: a redirect is an answer like any
 other here and is never followed, cookies are nobody's, nothing is decompressed, and a body whose end is only the end
-of the connection may have been cut. Never asks twice. On Twisted's Agent itself: treq keeps a jar of cookies, one for
-all users of a client, and unpacks gzip without a bound.
+of the connection may have been cut. Never asks twice.
 """
 
 # Twisted's HTTP client, wrappers and failures carry no annotations.
 # mypy: disable-error-code="no-untyped-call,misc,no-any-return"
 
 from collections.abc import Mapping
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Final
 
+from hyperlink import EncodedURL
 from OpenSSL import SSL
 from service_identity import VerificationError
+from treq.client import HTTPClient
+from treq.cookies import IndexableCookieJar
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectError, ConnectionClosed, DNSLookupError
@@ -34,7 +37,7 @@ from twisted.web.client import (
     ResponseNeverReceived,
 )
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import UNKNOWN_LENGTH, IAgentEndpointFactory, IBodyProducer, IResponse
+from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from gatewayd.commands.received import Cause, Received, Unanswered
@@ -78,7 +81,10 @@ class Upstream:
         self._pool.cachedConnectionTimeout = KEPT_S
         self._pool.retryAutomatically = False
         endpoints = _Endpoints(reactor, longest_bytes, trust_root or platformTrust())
-        self._agent = Agent.usingEndpointFactory(reactor, endpoints, self._pool)
+        agent = _Plain(Agent.usingEndpointFactory(reactor, endpoints, self._pool))
+        # treq keeps cookies in one jar for all who call: this one takes none.
+        jar = IndexableCookieJar(DefaultCookiePolicy(allowed_domains=()))
+        self._client = HTTPClient(agent, jar)
 
     def post(
         self, url: str, headers: Mapping[str, str], body: bytes, deadline_s: float
@@ -91,13 +97,22 @@ class Upstream:
         def too_late(_: object, seconds: float) -> Unanswered:
             return Unanswered(Cause.TIMED_OUT, f"no answer within {seconds:g} s")
 
-        posted = Deferred.fromCoroutine(self._post(url.encode("ascii"), headers, body))
+        posted = Deferred.fromCoroutine(self._post(url, headers, body))
         return posted.addTimeout(deadline_s, self._reactor, too_late)
 
-    async def _post(self, url: bytes, headers: Mapping[str, str], body: bytes) -> Received | Unanswered:
+    async def _post(self, url: str, headers: Mapping[str, str], body: bytes) -> Received | Unanswered:
         sent = Headers({name: [value] for name, value in headers.items()})
         try:
-            response = await self._agent.request(b"POST", url, sent, _Bytes(body))
+            response = await self._client.post(
+                _Written.from_text(url),
+                headers=sent,
+                data=_Bytes(body),
+                allow_redirects=False,
+                unbuffered=True,
+                reactor=self._reactor,
+            )
+        except _Compressed as error:
+            return Unanswered(Cause.BROKEN, str(error))
         except (ConnectError, DNSLookupError) as error:
             return Unanswered(Cause.DOWN, _describe(error))
         except (RequestGenerationFailed, RequestTransmissionFailed, ResponseFailed) as error:
@@ -111,12 +126,9 @@ class Upstream:
             if name.lower() in _SHOWN:
                 shown[name.lower()] = values[0]
         collected: Deferred[bytes | str] = Deferred()
-        coding = response.headers.getRawHeaders(b"content-encoding", [])
         collector = _Collector(collected, self._longest_bytes)
         if response.length is not UNKNOWN_LENGTH and response.length > self._longest_bytes:
             collector.end(f"a body of {response.length} bytes")
-        elif coding not in ([], [b"identity"]):
-            collector.end("a compressed body")
         response.deliverBody(collector)
         try:
             body = await collected
@@ -128,6 +140,46 @@ class Upstream:
     def stop(self) -> Deferred[None]:
         """Close the idle connections; those in use end with their calls. Fires when they are gone."""
         return self._pool.closeCachedConnections()
+
+
+class _Written(EncodedURL):
+    """A URL that is sent as it was checked: the encoding that treq asks for fails at an IPv6 address (tried)."""
+
+    def to_uri(self) -> "_Written":
+        """Itself."""
+        return self
+
+
+class _Compressed(Exception):
+    """An answer that was not asked for in this form."""
+
+
+@implementer(IAgent)
+class _Plain:
+    """
+    An agent below treq's own, which asks for gzip and unpacks it without a bound: neither is asked for, and an answer
+    that is compressed all the same is none.
+    """
+
+    def __init__(self, agent: Any) -> None:
+        self._agent = agent
+
+    def request(
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
+    ) -> Deferred[IResponse]:
+        """See IAgent."""
+        plain = Headers() if headers is None else headers.copy()
+        plain.removeHeader(b"accept-encoding")
+        return self._agent.request(method, uri, plain, bodyProducer).addCallback(self._check)
+
+    def _check(self, response: Any) -> Any:
+        if response.headers.getRawHeaders(b"content-encoding", []) in ([], [b"identity"]):
+            return response
+        text = "a compressed body"
+        unread = _Collector(Deferred(), 0)
+        unread.end(text)
+        response.deliverBody(unread)
+        raise _Compressed(text)
 
 
 class _Collector(Protocol):

@@ -199,6 +199,19 @@ async def test_connections(service: HttpService) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_where_a_url_leads() -> None:
+    """An IPv6 address is a host like any other, and a path and a query are sent as they were written."""
+    service = HttpService(host="::1")
+    try:
+        async with client() as upstream:
+            for target in ("", "/a//b|c?d=%2F+e", "/%7Euser;v=1"):
+                assert isinstance(await post(upstream, service.url + target), Received)
+        assert [asked.target for asked in service.asked] == ["/", "/a//b|c?d=%2F+e", "/%7Euser;v=1"]
+    finally:
+        service.close()
+
+
+@pytest_twisted.ensureDeferred
 async def test_nothing_is_remembered(service: HttpService) -> None:
     """Cookies of one answer are not sent with the next request; no coding is offered, and nobody says who we are."""
     async with client() as upstream:
