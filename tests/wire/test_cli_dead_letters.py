@@ -54,17 +54,25 @@ def talk(server: NatsServer) -> Iterator[Talk]:
 
 
 def forget_ids(talk: Talk) -> None:
-    """Give the stream the shortest memory of ids, and wait until it has forgotten those it had."""
+    """Give the stream the shortest memory of ids, and wait until it has forgotten those it had: the youngest last."""
     config = talk.call("STREAM.INFO.trading-events")["config"]
     talk.call("STREAM.UPDATE.trading-events", {**config, "duplicate_window": 100_000_000})
-    time.sleep(0.3)
+    probes: set[int] = set()
+    deadline = time.monotonic() + 10.0
+    while len(probes) < 2:
+        assert time.monotonic() < deadline
+        talk.publish("signals.probe", b"{}", {"Nats-Msg-Id": "probe"})
+        probes.add(talk.sync()["seq"])
+        time.sleep(0.02)
+    for sequence in probes:
+        talk.call("STREAM.MSG.DELETE.trading-events", {"seq": sequence})
 
 
-def store(talk: Talk, message: Message) -> None:
-    """Publish a message of ours."""
+def store(talk: Talk, message: Message) -> bool:
+    """Publish a message of ours; False when its id is known to the stream."""
     parsed = BytesParser(policy=HTTP).parsebytes(message.headers + b"\r\n")
     talk.publish(message.subject.decode(), message.body, {name: str(value) for name, value in parsed.items()})
-    talk.sync()
+    return not talk.sync().get("duplicate", False)
 
 
 def letter(body: bytes, source: str = "tradingview", code: str = "GW-003", **more: Any) -> DeadLetter:
@@ -76,12 +84,8 @@ def letter(body: bytes, source: str = "tradingview", code: str = "GW-003", **mor
 
 def bury(talk: Talk, body: bytes, *args: Any, **more: Any) -> int:
     """Store a dead letter; its sequence."""
-    before = last_sequence(talk)
-    store(talk, letter(body, *args, **more).message(body))
-    deadline = time.monotonic() + 5.0  # the server has read it, and may not have stored it yet
-    while (number := last_sequence(talk)) == before:
-        assert time.monotonic() < deadline
-    return number
+    assert store(talk, letter(body, *args, **more).message(body))
+    return last_sequence(talk)
 
 
 def last_sequence(talk: Talk) -> int:

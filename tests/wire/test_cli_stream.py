@@ -64,24 +64,31 @@ class Talk:
         self._socket = socket.create_connection(("127.0.0.1", server.port), 5)
         self._lines = self._socket.makefile("rb")
         self._lines.readline()
-        self._socket.sendall(b'CONNECT {"headers":true,"verbose":false}\r\nSUB answers 1\r\n')
+        self._socket.sendall(b'CONNECT {"headers":true,"verbose":false}\r\nSUB answers 1\r\nSUB acks 2\r\n')
+        self._unacked = 0
 
     def publish(self, subject: str, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         """One message; stored when sync() has returned."""
         head = "NATS/1.0\r\n" + "".join(f"{name}: {text}\r\n" for name, text in (headers or {}).items()) + "\r\n"
         sizes = f"{len(head.encode())} {len(head.encode()) + len(body)}"
-        self._socket.sendall(f"HPUB {subject} {sizes}\r\n{head}".encode() + body + b"\r\n")
+        self._socket.sendall(f"HPUB {subject} acks {sizes}\r\n{head}".encode() + body + b"\r\n")
+        self._unacked += 1
 
     def call(self, subject: str, members: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """One answer of the JetStream API."""
         body = json.dumps(members or {}).encode()
         self._socket.sendall(f"PUB $JS.API.{subject} answers {len(body)}\r\n".encode() + body + b"\r\n")
+        while (message := self._next())[0] != "answers":
+            self._unacked -= 1
+        return message[1]
+
+    def _next(self) -> tuple[str, dict[str, Any]]:
+        """The next message that came: its subject, and what it says."""
         while not (line := self._lines.readline()).startswith(b"MSG"):
             assert line
-        answer = self._lines.read(int(line.split()[-1]) + 2)
-        read: dict[str, Any] = json.loads(answer)
+        read: dict[str, Any] = json.loads(self._lines.read(int(line.split()[-1]) + 2))
         assert "error" not in read, read
-        return read
+        return line.split()[1].decode(), read
 
     def signals(self, first: int, last: int) -> None:
         """Pairs of raw and normalised signals, numbered."""
@@ -91,9 +98,13 @@ class Talk:
             self.publish("signals.normalized", b"{}", headers)
         self.sync()
 
-    def sync(self) -> None:
-        """Wait until everything sent before is stored."""
-        self.call("STREAM.INFO.trading-events")
+    def sync(self) -> dict[str, Any]:
+        """Wait until everything sent before is stored; the last acknowledgement."""
+        told: dict[str, Any] = {}
+        while self._unacked:
+            told = self._next()[1]
+            self._unacked -= 1
+        return told
 
     def close(self) -> None:
         self._lines.close()

@@ -151,6 +151,6 @@ def test_half_and_doubled(server: NatsServer, talk: Talk) -> None:
     assert (code, out.splitlines()[-1].startswith("half stored: raw 1 ")) == (1, True)
     store(talk, normalised)
     forget_ids(talk)
-    store(talk, raw)
+    assert store(talk, raw)
     code, found = run_json(environment(server), "trace", CORR_ID)
     assert (code, found["stories"][0]["kind"]) == (1, "doubled")
