@@ -194,10 +194,10 @@ async def test_nothing_published_while_there_is_no_server_is_stored_later(tmp_pa
         assert bus.attempts >= 1
         assert bus.last_success is None
         assert "Refused" in bus.last_error
-        began = time.monotonic()
-        outcomes = await gatherResults([bus.publish(pair(f"early{i}")) for i in range(10)])
+        publishing = [bus.publish(pair(f"early{i}")) for i in range(10)]
+        assert all(one.called for one in publishing)
+        outcomes = await gatherResults(publishing)
         assert {outcome.cause for outcome in outcomes if isinstance(outcome, Unpublished)} == {Cause.DISCONNECTED}
-        assert time.monotonic() - began < 0.05
         server.start()
         try:
             await until(lambda: bus.state is BusState.CONNECTED)

@@ -152,7 +152,7 @@ async def test_a_table_of_routes(server: NatsServer) -> None:
             assert await cancelled.call(command(), 5.0) == UPSTREAM_FAILED
         began = time.monotonic()
         refused = await cancelled.call(command(), 5.0)
-        assert time.monotonic() - began < 0.05
+        assert time.monotonic() - began < 1.0
         assert isinstance(refused, Ending)
         assert refused.retry_after_ms is not None
         assert await placed.call(command(b"2"), None) == Answered("ok", b"2")

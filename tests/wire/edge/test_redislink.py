@@ -128,7 +128,9 @@ async def test_kill_and_restart(own_valkey: ValkeyServer) -> None:
         assert all(isinstance(error, Unavailable) for error, _ in outcomes)
         assert max(seconds for _, seconds in outcomes) < BOUND_S
         await until(lambda: not link.connected)
-        assert (await outcome(link.call("PING")))[1] < 0.05
+        refused = link.call("PING")
+        assert refused.called
+        assert isinstance((await outcome(refused))[0], Unavailable)
         assert counts.up == {"Redis": False}
         await until(lambda: counts.errors["connect"] >= 1)
         own_valkey.start()
@@ -451,7 +453,7 @@ async def test_reader_ends_at_once(own_valkey: ValkeyServer) -> None:
             began = time.monotonic()
             reader.disconnect()
             assert isinstance((await outcome(waiting))[0], Unavailable)
-            assert time.monotonic() - began < 0.2
+            assert time.monotonic() - began < 2.0
         waiting = reader.call("PING")  # connects to the frozen server
         await pause(0.05)
         reader.disconnect()

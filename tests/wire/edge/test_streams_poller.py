@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, globalLogPublisher
 
 from gatewayd.streams.cursor import ORIGIN
+from gatewayd.streams.poller import BLOCK_S
 from tests.buses import pause, until
 from tests.valkey import ValkeyMaker, ValkeyServer
 from tests.wire.edge.followed import KEY, Following, add, following, write, write_on
@@ -257,7 +258,7 @@ async def test_a_long_stream_is_read_in_bounded_memory(valkey: ValkeyServer) -> 
 
 @pytest_twisted.ensureDeferred
 async def test_the_stop_is_at_once(own_valkey: ValkeyServer) -> None:
-    """In the middle of a wait, of a frozen server too: within 50 ms, and nothing comes after it."""
+    """In the middle of a wait, of a frozen server too: long before that is over, and nothing comes after it."""
     for frozen in (False, True):
         follower = Following(own_valkey)
         await follower.start()
@@ -272,7 +273,7 @@ async def test_the_stop_is_at_once(own_valkey: ValkeyServer) -> None:
         write(own_valkey, [b"1"])
         await pause(0.3)
         assert follower.texts == []
-        assert took_s < 0.05
+        assert took_s < BLOCK_S / 2
         await follower.link.stop()
     with own_valkey.client() as client:
         assert client.info("clients")["blocked_clients"] == "0"
@@ -289,4 +290,4 @@ async def test_several_streams_on_one_link(valkey: ValkeyServer) -> None:
         await delivered(other, b"s")
         began = time.monotonic()
         await one.link.call("PING")
-        assert time.monotonic() - began < 0.2
+        assert time.monotonic() - began < BLOCK_S / 2
