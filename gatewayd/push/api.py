@@ -20,11 +20,12 @@ class IOutlet(Interface):
 
     transport: str = Attribute('"grpc", "websocket" or "sse": the metric\'s label.')
 
-    def send(event: Event) -> bool:
+    def send(event: Event, *, last: bool = False) -> bool:
         """
-        Take one event, always. True: another may follow at once. False: the peer or the path is full; nothing more is
-        sent until the transport calls PushStream.writable(). What send() has taken and not yet written is bounded by
-        that: at most one event beyond the transport's own window.
+        Take one event, always; `last`: no other one comes in this turn, so that none need be waited for. True: another
+        may follow at once. False: the peer or the path is full; nothing more is sent until the transport calls
+        PushStream.writable(). What send() has taken and not yet written is bounded by that: at most one event beyond
+        the transport's own window.
         """
 
     def close(ending: Ending) -> None:

@@ -275,7 +275,7 @@ class Delivery:
             part = streams if end - begin == len(streams) else streams[begin:end]
             for broadcast in tuple(islice(self._broadcasts, self._together)):
                 budget -= end - begin + _NEW_EVENT
-                self._send_all(broadcast.event, part)
+                self._send_all(broadcast.event, part, last=self._together == 1)
             self._next = end
             if end == len(streams):
                 self._next = 0
@@ -300,7 +300,7 @@ class Delivery:
             count += 1
         return count
 
-    def _send_all(self, event: Event, streams: Sequence[Stream]) -> None:
+    def _send_all(self, event: Event, streams: Sequence[Stream], *, last: bool) -> None:
         """One event to some of its streams. The inside of the loop is what a delivery costs: 0.3 us."""
         now, sent = self._clock.seconds(), 0
         for stream in streams:
@@ -308,7 +308,7 @@ class Delivery:
                 stream.last_at = now
                 sent += 1
                 try:
-                    if not stream.outlet.send(event):
+                    if not stream.outlet.send(event, last=last):
                         stream.ready = False
                         stream.blocked = True
                 except Exception:

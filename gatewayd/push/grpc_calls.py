@@ -306,7 +306,7 @@ class SubscribeCall(Call):
         if self._push is not None:
             self._push.writable()
 
-    def send(self, event: Event) -> bool:
+    def send(self, event: Event, *, last: bool = False) -> bool:
         """Write the event; False when it waits."""
         return self.done or self.put(event.grpc_message)
 

@@ -59,9 +59,9 @@ class SseStream(Outlet):
         """Nothing is asked of a client any more; what it sends is dropped."""
         self._drop(data)
 
-    def send(self, event: Event) -> bool:
+    def send(self, event: Event, *, last: bool = False) -> bool:
         """See IOutlet."""
-        return self._put(event.sse_frame)
+        return (self._write if last else self._put)(event.sse_frame)
 
     def close(self, ending: Ending) -> None:
         """See IOutlet. The reason, and when to come back, for the client to read."""

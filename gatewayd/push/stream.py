@@ -19,8 +19,8 @@ class Outlet(Protocol):
 
     transport: str
 
-    def send(self, event: Event) -> bool:
-        """Take one event; False: no further one for now."""
+    def send(self, event: Event, *, last: bool = False) -> bool:
+        """Take one event, perhaps the last of this turn; False: no further one for now."""
 
     def close(self, ending: Ending) -> None:
         """End the stream."""

@@ -91,9 +91,9 @@ class WebSocketStream(Outlet):
         self._put(head)
         self.deadline = self._connections.now() + FIRST_MESSAGE_S
 
-    def send(self, event: Event) -> bool:
+    def send(self, event: Event, *, last: bool = False) -> bool:
         """See IOutlet."""
-        return self._put(event.websocket_frame)
+        return (self._write if last else self._put)(event.websocket_frame)
 
     def close(self, ending: Ending) -> None:
         """See IOutlet. The client answers with its own close frame, or has none of it for long."""

@@ -35,6 +35,7 @@ class SlowOutlet:
         self.endings: list[Ending] = []
         self.stream: OpenStream | None = None
         self.writes_at_once = False
+        self.lasts: list[bool] = []
 
     @property
     def types(self) -> list[str]:
@@ -46,11 +47,12 @@ class SlowOutlet:
         """The payloads of what came and is none of the gateway's own."""
         return [event.payload for event in self.events if not event.event_type.startswith("gateway.")]
 
-    def send(self, event: Event) -> bool:
+    def send(self, event: Event, *, last: bool = False) -> bool:
         """See IOutlet."""
         assert not self.endings, "sent after the close"
         assert self.room is None or self.room > 0, "sent while full"
         self.events.append(event)
+        self.lasts.append(last)
         if self.room is None:
             return True
         self.room -= 1

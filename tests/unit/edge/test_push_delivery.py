@@ -140,6 +140,15 @@ class BroadcastTest(DeliveryCase):
         self.assertEqual(outlets[-1].payloads, whole)
         self.assertEqual(outlets[0].payloads, [b"s1", b"s2", b"101", *whole[2:]])
 
+    def test_the_last_of_a_turn(self) -> None:
+        """An event that is alone is sent as the last of its turn, events that go out together are not."""
+        (outlet,) = self.open_many(1)
+        del outlet.lasts[:]
+        self.publish(signal(1), source=SIGNALS)
+        self.publish(signal(2), signal(3), source=SIGNALS)
+        self.desk.turns.spin()
+        self.assertEqual(outlet.lasts, [True, False, False])
+
     def test_together_within_bounds(self) -> None:
         """Large events are not put together: what one stream is written at once stays bounded."""
         outlets = self.open_many(SLICE)
@@ -213,7 +222,7 @@ class BroadcastTest(DeliveryCase):
 class Raising(SlowOutlet):
     """An outlet with a bug."""
 
-    def send(self, event: Event) -> bool:
+    def send(self, event: Event, *, last: bool = False) -> bool:
         raise RuntimeError("a bug")
 
     def close(self, ending: Ending) -> None:

@@ -207,6 +207,23 @@ class EventTests(WebSocketCase):
         self.world.soon.turn()
         self.assertIs(connection.writes[0], events[0].websocket_frame)
 
+    def test_the_last_of_a_turn(self) -> None:
+        """It is written at once, and behind what waits with that; a transport that is full then is noticed."""
+        stream, connection = self.opened()
+        one, two, three = (self.hub.event("trade", b"x", f"{i}-0") for i in range(3))
+        self.assertTrue(stream.outlet.send(one, last=True))
+        self.assertIs(connection.writes[0], one.websocket_frame)
+        connection.take()
+        self.assertTrue(stream.outlet.send(two))
+        self.assertTrue(stream.outlet.send(three, last=True))
+        self.assertEqual(connection.writes, [])
+        self.world.soon.turn()
+        self.assertEqual(connection.writes, [two.websocket_frame + three.websocket_frame])
+        connection.take()
+        connection.room = 10
+        self.assertFalse(stream.outlet.send(one, last=True))
+        self.assertFalse(stream.outlet.send(two, last=True))
+
     def test_full(self) -> None:
         """A client that does not read stops the hub after a bounded number of bytes; it goes on where it was."""
         stream, connection = self.opened()
