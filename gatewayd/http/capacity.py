@@ -1,10 +1,21 @@
 """
 How many connections there may be, of all clients and of one.
 
-Decides whether another one has room, for all listeners that share the process's descriptors. Never closes one.
+Decides who a connection's client is, and whether another one has room, for all listeners that share the process's
+descriptors. Never closes one.
 """
 
 from ipaddress import IPv6Address
+from typing import Any
+
+
+def peer_of(addr: Any) -> str:
+    """
+    The client's address, "" where it has none. On a socket that takes IPv4 and IPv6, as systemd makes of a bare port,
+    an IPv4 client is the same one as elsewhere.
+    """
+    peer: str = getattr(addr, "host", "")
+    return peer[7:] if peer.startswith("::ffff:") and "." in peer else peer
 
 
 class Capacity:

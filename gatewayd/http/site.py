@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gatewayd.errors import Refused
-from gatewayd.http.capacity import Capacity
+from gatewayd.http.capacity import Capacity, peer_of
 from gatewayd.http.channel import Channel
 from gatewayd.http.exchange import Guest
 from gatewayd.http.framing import Kept
@@ -104,10 +104,7 @@ class Site(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> Channel | None:  # type: ignore[override] # slotted, no Protocol
         """A channel for a new connection; None, which closes it at once, when there are too many."""
-        peer: str = getattr(addr, "host", "")
-        if peer.startswith("::ffff:") and "." in peer:
-            # A socket that takes IPv4 and IPv6, as systemd makes of a bare port: one client, one address.
-            peer = peer[7:]
+        peer = peer_of(addr)
         return Channel(self, peer) if self.capacity.admits(peer) else None
 
     def retire(self, within_s: float) -> Deferred[None]:

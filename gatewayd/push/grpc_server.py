@@ -14,7 +14,7 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from gatewayd.http.capacity import Capacity
+from gatewayd.http.capacity import Capacity, peer_of
 from gatewayd.push.api import Execute, Subscribe
 from gatewayd.push.connections import Connections
 from gatewayd.push.deadlines import SLOT_S, Wheel
@@ -101,7 +101,7 @@ class GrpcServer(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> Connection | None:  # type: ignore[override] # slotted, no Protocol
         """A new connection; None, which closes it at once, when there are too many."""
-        peer: str = getattr(addr, "host", "")
+        peer = peer_of(addr)
         return Connection(self, peer) if self.capacity.admits(peer) else None
 
     def leave(self) -> None:

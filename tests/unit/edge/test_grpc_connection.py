@@ -4,7 +4,7 @@ import random
 from typing import Any
 
 import pytest
-from twisted.internet.address import IPv4Address
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
@@ -400,6 +400,17 @@ class BoundsTests(Case):
         first.transport.lose()
         self.assertIsNotNone(self.server.buildProtocol(addr))
         self.assertEqual((self.server.open, self.server.capacity.refused), (1, 1))
+
+    def test_clients(self) -> None:
+        """On a socket for IPv4 and IPv6 each IPv4 client is counted for itself."""
+        self.server = self.make(capacity=Capacity(10, 1))
+        for number in (1, 2):
+            connection = self.server.buildProtocol(IPv6Address("TCP", f"::ffff:192.0.2.{number}", 1))
+            assert connection is not None
+            self.assertEqual(connection.peer, f"192.0.2.{number}")
+            self.server.opened(connection)
+        self.assertIsNone(self.server.buildProtocol(IPv4Address("TCP", "192.0.2.1", 2)))
+        self.assertIsNotNone(self.server.buildProtocol(IPv4Address("TCP", "192.0.2.3", 2)))
 
     def test_reports(self) -> None:
         """However many connections are closed for one reason, there is one line a minute."""
