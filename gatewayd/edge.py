@@ -149,7 +149,7 @@ class Edge:
     @property
     def first(self) -> Sequence[Service]:
         """What tells at once that the process cannot do its work: an address that is taken, a Redis that refuses it."""
-        addresses = Part("gRPC addresses", self._grpc.open, self._grpc.close)
+        addresses = Part("gRPC (GATEWAY_AUTHENTICATED_GRPC_ADDR)", self._grpc.open, self._grpc.close)
         return addresses, Part(LINK, self._link.start, self._link.stop)
 
     def services(self) -> Sequence[Service]:

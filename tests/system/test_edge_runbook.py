@@ -88,7 +88,10 @@ def test_starts_that_fail(tmp_path: Path, edge: Edge) -> None:
         ({"GATEWAY_REDIS_DB": "99"}, "out of range"),
         ({"GATEWAY_REDIS_MASTER_ADDR": nobody}, nobody),
         ({"GATEWAY_REDIS_MASTER_ADDR": f"127.0.0.1:{silent.getsockname()[1]}"}, str(silent.getsockname()[1])),
-        ({"GATEWAY_AUTHENTICATED_GRPC_ADDR": f"127.0.0.1:{taken.getsockname()[1]}"}, str(taken.getsockname()[1])),
+        (
+            {"GATEWAY_AUTHENTICATED_GRPC_ADDR": f"127.0.0.1:{taken.getsockname()[1]}"},
+            "GRPC_ADDR) did not start: 127.0.0.1",
+        ),
         *(({name: str(tmp_path / file)}, said) for file, said in bad_keys(tmp_path).items()),
     ]
 
