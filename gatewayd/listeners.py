@@ -1,26 +1,21 @@
 """
-The public listeners: opened first, closed last, their certificates renewed in between.
+The public listeners: opened first, closed last.
 
 Decides when an address is listened on and when it is accepted from: a socket of our own from the first moment to the
 last, so that senders get a 503 rather than a refused connection; an inherited one only while webhooks are taken, since
-what waits in its queue is the next process's. Never decides how a socket is bound (http.endpoint does) or what is
-served.
+what waits in its queue is the next process's. Never decides how a port is opened (http.ports does) or what is served.
 """
 
 import os
-import socket
-from collections.abc import Callable, MutableMapping
+from collections.abc import Iterable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from twisted.internet.defer import maybeDeferred
-from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
 from gatewayd.http.addresses import Address, CannotListen, Kind
-from gatewayd.http.certificates import Certificate
-from gatewayd.http.endpoint import listen, open_inherited, serve_inherited, stop_listening
 from gatewayd.http.inherited import FIRST, VARIABLES, Inherited, read_inherited
+from gatewayd.http.ports import Ports
 from gatewayd.http.proxied import Proxies
 from gatewayd.http.site import Site
 from gatewayd.lifecycle import StartFailed
@@ -61,7 +56,7 @@ class Listeners:
     The ports of the public addresses, all served by `site`; `proxies` reads what proxies send first, `inherited` is
     what the process was started with.
 
-    `addresses` are those of the settings, `waiting` the inherited sockets that are not accepted from yet.
+    `addresses` are those of the settings.
     """
 
     def __init__(
@@ -76,18 +71,20 @@ class Listeners:
         self.proxies = proxies
         self._site = site
         self._inherited = inherited
-        self._ports: dict[Address, IListeningPort] = {}
-        self.waiting: list[tuple[Address, socket.socket]] = []
-        self._accepted: list[IListeningPort] = []
+        self.ports = Ports(
+            reactor,
+            event_loop,
+            self.addresses,
+            site,
+            inherited=inherited,
+            proxies=proxies,
+            certificate=str(settings.gateway_tls_cert or ""),
+            private_key=str(settings.gateway_tls_key or ""),
+        )
+        self.load_certificates = self.ports.load_certificates
+        self.port_of = self.ports.port_of
+        self._also_meant = () if settings.edge is None else settings.edge.gateway_authenticated_grpc_addr
         self._timer: Any = None
-        self._tls = None
-        if settings.gateway_tls_cert is not None:
-            self._tls = Certificate(str(settings.gateway_tls_cert), str(settings.gateway_tls_key))
-        self._own = {
-            address: Certificate(address.certificate, address.private_key, address.chain)
-            for address in self.addresses
-            if address.kind is Kind.TLS
-        }
 
     @property
     def all_inherited(self) -> bool:
@@ -97,45 +94,37 @@ class Listeners:
     def open(self) -> None:
         """Open every public address; StartFailed names the one that cannot be opened."""
         try:
-            self.load_certificates()()
-            taken: list[int] = []
-            for address in self.addresses:
-                if address.kind is Kind.INHERITED:
-                    taken += self._open_inherited(address, taken)
-                else:
-                    tls = self._own.get(address, self._tls)
-                    self._ports[address] = self._listen(address, tls)
-                    _log.info("listening on {address}", event="listener.open", address=str(address))
+            opened = self.ports.open()
         except CannotListen as error:
             raise StartFailed(str(error)) from None
-        unused = [name for place, name in enumerate(self._inherited.names) if place + FIRST not in taken]
+        _say_open(opened)
+        meant = self.ports.taken.union(*(self._meant(address) for address in self._also_meant))
+        unused = [name for place, name in enumerate(self._inherited.names) if place + FIRST not in meant]
         if unused:
             _log.warn(
                 "sockets were passed to this process that no address of GATEWAY_PUBLIC_HTTP_ADDR means: {names}",
                 event="listener.unused",
                 names=", ".join(unused),
             )
-        if self.waiting:
+        if self.ports.waiting:
             self._timer = self._reactor.callLater(ACCEPT_AFTER_S, self.accept)
+
+    def _meant(self, address: Address) -> Sequence[int]:
+        """The descriptors of an address that others open, and name what is wrong with it."""
+        try:
+            return self._inherited.descriptors(address) if address.kind is Kind.INHERITED else ()
+        except ValueError:
+            return ()
 
     def accept(self) -> None:
         """Webhooks are taken: accept from inherited sockets too. Once is enough."""
         self._end_timer()
-        waiting, self.waiting = self.waiting, []
-        for address, opened in waiting:
-            port = serve_inherited(opened, self._site, self._tls, self._event_loop, around=self.proxies.around)
-            self._accepted.append(port)
-            _log.info("listening on {address}", event="listener.open", address=str(address))
+        _say_open(self.ports.accept())
 
     async def leave(self) -> None:
         """The process is going to end: what comes on inherited sockets from now on waits for the next one."""
         self._end_timer()
-        waiting, self.waiting = self.waiting, []
-        for _, opened in waiting:
-            opened.close()
-        accepted, self._accepted = self._accepted, []
-        for port in accepted:
-            await maybeDeferred(port.stopListening)
+        await self.ports.leave()
 
     async def drain(self) -> None:
         """
@@ -144,7 +133,7 @@ class Listeners:
         Inherited sockets are accepted from while connections are idle: those who come meanwhile are served too, and
         nobody waits in the queue longer than the next process takes to start.
         """
-        if self._accepted and self.all_inherited:
+        if self.ports.accepted and self.all_inherited:
             await self._site.retire(self._serve_s)
         await self.leave()
         await self._site.retire(self._idle_s)
@@ -152,52 +141,19 @@ class Listeners:
 
     async def close(self) -> None:
         """Stop listening, answer what was accepted until then, and close what is left: the last but the log."""
-        await self.leave()
-        for port in self._ports.values():
-            await stop_listening(self._reactor, port)
+        self._end_timer()
+        await self.ports.close()
         await self._site.retire(self._idle_s)
         await self._site.drain()
         self.proxies.close()
         await self._site.close()
 
-    def load_certificates(self) -> Callable[[], None]:
-        """Read every certificate; returns what puts them in force. CannotListen names the file that cannot be used."""
-        certificates = [*([] if self._tls is None else [self._tls]), *self._own.values()]
-        loaded = [(certificate, certificate.load()) for certificate in certificates]
-
-        def use() -> None:
-            for certificate, tls in loaded:
-                certificate.use(tls)
-                _log.info(
-                    "new connections get the certificate {file}, valid until {until}",
-                    event="listener.certificate",
-                    file=certificate.file,
-                    until=tls.own.not_valid_after_utc.isoformat(),
-                )
-
-        return use
-
-    def port_of(self, address: Address) -> int:
-        """The port that a TCP address got."""
-        bound: Any = self._ports[address].getHost()
-        return int(bound.port)
-
-    def _listen(self, address: Address, tls: Certificate | None) -> IListeningPort:
-        return listen(self._reactor, address, self._site, tls, self._event_loop, around=self.proxies.around)
-
-    def _open_inherited(self, address: Address, taken: list[int]) -> list[int]:
-        """Take what an address means, to be accepted from later; returns the descriptors."""
-        try:
-            wanted = [one for one in self._inherited.descriptors(address) if one not in taken]
-        except ValueError as error:
-            raise CannotListen(str(error)) from None
-        if not wanted:
-            raise CannotListen(f"{address}: another address means the same socket")
-        found = open_inherited(wanted, address)
-        self.waiting += [(address, opened) for opened in found]
-        return [opened.fileno() for opened in found]
-
     def _end_timer(self) -> None:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._timer = None
+
+
+def _say_open(addresses: Iterable[Address]) -> None:
+    for address in addresses:
+        _log.info("listening on {address}", event="listener.open", address=str(address))

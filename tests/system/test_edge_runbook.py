@@ -342,3 +342,4 @@ def test_sockets_that_systemd_holds(edge: Edge, tmp_path: Path) -> None:
                 gateway.start(wait="")
         finally:
             gateway.close()
+    assert '"event":"listener.unused"' not in gateway.log_text()

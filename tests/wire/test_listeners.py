@@ -131,7 +131,7 @@ async def test_probes_are_answered_in_a_long_start() -> None:
             client = connected(inherited.getsockname())
             (answer,) = read_answers(await in_thread(lambda: ask(client)))
             assert answer.status == 200
-            assert not listeners.waiting
+            assert not listeners.ports.waiting
 
 
 @pytest_twisted.ensureDeferred

@@ -54,8 +54,9 @@ async def test_an_inherited_socket() -> None:
     # The name of the descriptor that it is in this process.
     names = (*[""] * (opened.fileno() - FIRST), "grpc")
     kept = os.dup(opened.fileno())
+    address = Address(Kind.INHERITED, domain="INET", name="grpc")
     async with serving() as served:
-        further = listener(served, Address(Kind.INHERITED, domain="INET", name="grpc"), inherited=Inherited(names))
+        further = listener(served, address, inherited=Inherited(names))
         further.open()
         further.serve()
         opened.detach()
@@ -68,6 +69,22 @@ async def test_an_inherited_socket() -> None:
         client.settimeout(5)
         client.connect(("127.0.0.1", port))
         still.accept()[0].close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_two_addresses_that_mean_one_socket() -> None:
+    """The second one is refused at the start, as at the public listener."""
+    opened = socket()
+    opened.bind(("127.0.0.1", 0))
+    opened.listen()
+    names = (*[""] * (opened.fileno() - FIRST), "grpc")
+    address = Address(Kind.INHERITED, domain="INET", name="grpc")
+    async with serving() as served:
+        further = listener(served, address, address, inherited=Inherited(names))
+        with pytest.raises(StartFailed, match="another address means the same socket"):
+            further.open()
+        opened.detach()
+        await further.leave()
 
 
 @pytest_twisted.ensureDeferred
