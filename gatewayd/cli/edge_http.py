@@ -9,7 +9,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any, Final
 
 from wsproto import ConnectionType, WSConnection
@@ -42,17 +42,24 @@ _RETRY: Final = re.compile(r"(.*); retry_after_ms=(\d{1,9})", re.ASCII)
 _LONGEST_LINE: Final = 1024 * 1024
 
 
-class SseChannel:
-    """Server-sent events of one gateway; `target` is the gateway's PATH."""
+class _HttpChannel:
+    """A way to one gateway by HTTP; `target` is the gateway's PATH."""
 
     def __init__(self, target: Target, silence_s: float, context: ssl.SSLContext | None) -> None:
         self._target = target
         self._silence_s = silence_s
         self._context = context
 
+    def _make_connection(self) -> HTTPConnection:
+        return make_connection(self._target, self._silence_s, self._context)
+
+
+class SseChannel(_HttpChannel):
+    """Server-sent events."""
+
     def subscribe(self, envelope: Envelope) -> Iterator[Received]:
         """See Channel."""
-        connection = make_connection(self._target, self._silence_s, self._context)
+        connection = self._make_connection()
         try:
             headers = {"Content-Type": "application/json", "User-Agent": AGENT}
             connection.request("POST", self._target.path, json.dumps(as_members(envelope)), headers)
@@ -85,18 +92,13 @@ def _messages(response: HTTPResponse) -> Iterator[tuple[str, bytes]]:
             name, data = "", b""
 
 
-class WebSocketChannel:
-    """A WebSocket of one gateway; `target` is the gateway's PATH."""
-
-    def __init__(self, target: Target, silence_s: float, context: ssl.SSLContext | None) -> None:
-        self._target = target
-        self._silence_s = silence_s
-        self._context = context
+class WebSocketChannel(_HttpChannel):
+    """A WebSocket."""
 
     def subscribe(self, envelope: Envelope) -> Iterator[Received]:
         """See Channel."""
         # The standard library makes the connection, TLS included; wsproto speaks on it.
-        connection = make_connection(self._target, self._silence_s, self._context)
+        connection = self._make_connection()
         try:
             connection.connect()
             yield from self._talk(connection.sock, envelope)

@@ -6,7 +6,7 @@ waits. Never decides whether a command or a stream is allowed, nor what is on it
 """
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
@@ -34,7 +34,7 @@ from gatewayd.push.h2limits import Excess
 from gatewayd.push.h2wire import Headers, Stream
 from gatewayd.push.health import CHECK, SERVICE_UNKNOWN, WATCH, read_check
 from gatewayd.sessions.endings import FAULT, SHUTTING_DOWN, Ending
-from gatewayd.sessions.values import Reply
+from gatewayd.sessions.values import Envelope, Reply
 from gatewayd.times import Monotonic
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ MESSAGE_S: Final = 30.0
 
 DELIVERY_S: Final = 60.0
 """An answer without a deadline is read so long after it is there."""
+
+A = TypeVar("A")
 
 _log: Final = Logger()
 
@@ -229,75 +231,84 @@ class Call(ABC):
             self._slot = server.wait(self, seconds)
 
 
-class ExecuteCall(Call):
-    """ExecuteCommand."""
+class EnvelopeCall(Call, Generic[A]):
+    """A call whose request is an envelope: `_ask` has something made of it, `_take` takes that."""
 
     __slots__ = ("_pending",)
 
     def __init__(self, connection: "Connection", stream: Stream, timeout_s: float | None) -> None:
         super().__init__(connection, stream, timeout_s)
-        self._pending: Deferred[Reply | Ending] | None = None
+        self._pending: Deferred[A | Ending] | None = None
+
+    @abstractmethod
+    def _ask(self, envelope: Envelope) -> Deferred[A | Ending]:
+        """What the envelope asks for."""
+
+    @abstractmethod
+    def _take(self, made: A) -> None:
+        """It is there; the call may be over."""
 
     def run(self, message: bytes) -> None:
-        """Read the envelope and have it executed."""
-        server = self.connection.server
-        envelope = server.read_envelope(message)
+        """Read the envelope, and do what it asks for."""
+        envelope = self.connection.server.read_envelope(message)
         if isinstance(envelope, Ending):
             self.fail(envelope)
             return
-        left_s = None if self.due is None else max(0.0, self.due - server.now())
-        self._pending = server.execute(envelope, left_s)
-        self._pending.addCallbacks(self._replied, self._broke)
+        self._pending = self._ask(envelope)
+        self._pending.addCallbacks(self._made, self._broke)
 
     def drop(self, reason: str) -> None:
-        """Nobody waits for the reply any more."""
+        """Nobody waits for it any more."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.cancel()
 
-    def _replied(self, reply: Reply | Ending) -> None:
+    def _made(self, made: A | Ending) -> None:
         self._pending = None
-        if self.done:
-            return
-        if isinstance(reply, Ending):
-            self.fail(reply)
+        if isinstance(made, Ending):
+            self.fail(made)
         else:
-            self.answer(framed(self.connection.server.write_reply(reply)))
+            self._take(made)
 
     def _broke(self, failure: Failure) -> None:
+        """A bug, unless the call is over and gave it up."""
         self._pending = None
-        _broken(self, failure)
+        if self.done and isinstance(failure.value, CancelledError):
+            return
+        _log.failure("A call failed.", failure, event="grpc.call_failed")
+        self.fail(FAULT)
+
+
+class ExecuteCall(EnvelopeCall[Reply]):
+    """ExecuteCommand."""
+
+    __slots__ = ()
+
+    def _ask(self, envelope: Envelope) -> Deferred[Reply | Ending]:
+        server = self.connection.server
+        return server.execute(envelope, None if self.due is None else max(0.0, self.due - server.now()))
+
+    def _take(self, made: Reply) -> None:
+        if not self.done:
+            self.answer(framed(self.connection.server.write_reply(made)))
 
 
 @implementer(IOutlet)
-class SubscribeCall(Call):
+class SubscribeCall(EnvelopeCall[PushStream]):
     """SubscribeEvents: a stream of the hub's."""
 
-    __slots__ = ("_pending", "_push")
+    __slots__ = ("_push",)
 
     transport = "grpc"
 
     def __init__(self, connection: "Connection", stream: Stream, timeout_s: float | None) -> None:
         super().__init__(connection, stream, timeout_s)
-        self._pending: Deferred[PushStream | Ending] | None = None
         self._push: PushStream | None = None
-
-    def run(self, message: bytes) -> None:
-        """Read the envelope and ask for a stream."""
-        server = self.connection.server
-        envelope = server.read_envelope(message)
-        if isinstance(envelope, Ending):
-            self.fail(envelope)
-            return
-        self._pending = server.subscribe(envelope, self)
-        self._pending.addCallbacks(self._opened, self._broke)
 
     def drop(self, reason: str) -> None:
         """The client is gone, or its deadline has passed."""
-        pending, self._pending = self._pending, None
         push, self._push = self._push, None
-        if pending is not None:
-            pending.cancel()
+        super().drop(reason)
         if push is not None:
             push.gone(reason)
 
@@ -315,20 +326,16 @@ class SubscribeCall(Call):
         self._push = None
         self.fail(ending)
 
-    def _opened(self, stream: PushStream | Ending) -> None:
-        self._pending = None
-        if isinstance(stream, Ending):
-            self.fail(stream)
-        elif self.done:
-            stream.gone("client")
-        else:
-            self._push = stream
-            self.begin()
-            stream.writable()
+    def _ask(self, envelope: Envelope) -> Deferred[PushStream | Ending]:
+        return self.connection.server.subscribe(envelope, self)
 
-    def _broke(self, failure: Failure) -> None:
-        self._pending = None
-        _broken(self, failure)
+    def _take(self, made: PushStream) -> None:
+        if self.done:
+            made.gone("client")
+        else:
+            self._push = made
+            self.begin()
+            made.writable()
 
 
 class CheckCall(Call):
@@ -394,11 +401,3 @@ METHODS: Final[dict[bytes, type[Call]]] = {
     CHECK: CheckCall,
     WATCH: WatchCall,
 }
-
-
-def _broken(call: Call, failure: Failure) -> None:
-    """What was done for a call has failed: a bug, unless the call is over and it gave up with it."""
-    if call.done and isinstance(failure.value, CancelledError):
-        return
-    _log.failure("A call failed.", failure, event="grpc.call_failed")
-    call.fail(FAULT)
