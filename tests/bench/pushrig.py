@@ -296,12 +296,17 @@ class EdgeStand(Stand):
 
     def add_edge(self, kind: str, *, signals: bool = True) -> "Pushing":
         """Start a gatewayd with the edge on and clients of one kind; signals are published to it, or client events."""
+        pid, ports = self.start_edge(signals=signals)
+        publisher = Signalling(self.server) if signals else Adding(self.valkey)
+        return Pushing("gatewayd", kind, pid, ports[kind], publisher)
+
+    def start_edge(self, *, signals: bool = True) -> tuple[int, dict[str, int]]:
+        """Start a gatewayd with the edge on: its process, and the port of each transport."""
         settings = {**self.edge(), **(SIGNALS if signals else {})}
         target = self.add_gateway("gatewayd", more=settings)
         time.sleep(0.5)  # the sessions are read, the signals followed
-        port = int(settings["GATEWAY_AUTHENTICATED_GRPC_ADDR"].rpartition(":")[2]) if kind == "grpc" else target.port
-        publisher = Signalling(self.server) if signals else Adding(self.valkey)
-        return Pushing("gatewayd", kind, target.pid, port, publisher)
+        grpc = int(settings["GATEWAY_AUTHENTICATED_GRPC_ADDR"].rpartition(":")[2])
+        return target.pid, {"websocket": target.port, "sse": target.port, "grpc": grpc}
 
     def add_pushing_peer(self, name: str, kind: str, command: Sequence[str]) -> "Pushing":
         """Start a peer with clients of one kind; the environment tells it its directory and its port."""

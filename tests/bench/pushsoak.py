@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.bench import report
-from tests.bench.pushrig import ECHO, SIGNALS, EdgeStand, Load, Signalling, rss_kib
+from tests.bench.pushrig import ECHO, EdgeStand, Load, Signalling, rss_kib
 
 STAYING: Final = 300
 COMING: Final = 100
@@ -27,15 +27,10 @@ class Soak:
     """One gatewayd and what is done to it."""
 
     def __init__(self, stand: EdgeStand) -> None:
-        settings = {**stand.edge(), **SIGNALS}
-        target = stand.add_gateway("gatewayd", more=settings)
-        time.sleep(0.5)  # the sessions are read
-        self.pid = target.pid
-        self.ports = dict.fromkeys(("websocket", "sse"), target.port)
-        self.ports["grpc"] = int(settings["GATEWAY_AUTHENTICATED_GRPC_ADDR"].rpartition(":")[2])
+        self.pid, self.ports = stand.start_edge()
         self._publisher = Signalling(stand.server)
         self._number = 0
-        self._staying = Load("websocket", target.port)
+        self._staying = Load("websocket", self.ports["websocket"])
         self._staying.ask("open", count=STAYING, message_type="all.subscribe")
         self.opened, self.delivered, self.commands = STAYING, 0, 0
 

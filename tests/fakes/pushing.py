@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.task import Clock
+from twisted.logger import LogEvent
 from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
 
 from gatewayd.push.connections import Connections
 
@@ -117,3 +120,17 @@ class Pushing:
         for _ in range(round(seconds * 4)):
             self.clock.advance(0.25)
             self.soon.turn()
+
+
+class PushingCase(SynchronousTestCase):
+    """A test whose bugs of ours are logged, and looked at."""
+
+    @pytest.fixture(autouse=True)
+    def _failures(self, no_logged_failures: list[LogEvent]) -> None:
+        self.failures = no_logged_failures
+
+    def assert_failed(self, event: str) -> None:
+        """One bug was logged, as this event."""
+        self.assertEqual([failure["event"] for failure in self.failures], [event])
+        self.failures.clear()
+        self.flushLoggedErrors(ZeroDivisionError)

@@ -2,13 +2,9 @@
 
 from math import inf
 
-import pytest
-from twisted.logger import LogEvent
-from twisted.trial.unittest import SynchronousTestCase
-
 from gatewayd.push.connections import SLICE
 from gatewayd.times import Monotonic
-from tests.fakes.pushing import Pushing
+from tests.fakes.pushing import Pushing, PushingCase
 
 
 class Connected:
@@ -40,17 +36,7 @@ class Connected:
         self.world.connections.discard(self)
 
 
-class ConnectionsTests(SynchronousTestCase):
-    @pytest.fixture(autouse=True)
-    def _failures(self, no_logged_failures: list[LogEvent]) -> None:
-        self.failures = no_logged_failures
-
-    def assert_failed(self, event: str) -> None:
-        """One bug was logged, as this event."""
-        self.assertEqual([failure["event"] for failure in self.failures], [event])
-        self.failures.clear()
-        self.flushLoggedErrors(ZeroDivisionError)
-
+class ConnectionsTests(PushingCase):
     def setUp(self) -> None:
         self.world = Pushing()
 

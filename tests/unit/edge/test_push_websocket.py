@@ -4,10 +4,7 @@ import json
 import socket
 from typing import Any
 
-import pytest
 from twisted.internet.defer import fail
-from twisted.logger import LogEvent
-from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from gatewayd.push.api import IOutlet
@@ -23,24 +20,14 @@ from gatewayd.sessions.endings import (
     Ending,
 )
 from gatewayd.sessions.envelope import read_json, write_json
-from tests.fakes.pushing import FakeConnection, Pushing
+from tests.fakes.pushing import FakeConnection, Pushing, PushingCase
 from tests.fakes.subscribing import FakeHub, FakeStream, envelope_members, reply
 from tests.websockets import BINARY, CLOSE, PING, PONG, TEXT, Frame, close, frame, frames_in, text
 
 HEAD = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
 
 
-class WebSocketCase(SynchronousTestCase):
-    @pytest.fixture(autouse=True)
-    def _failures(self, no_logged_failures: list[LogEvent]) -> None:
-        self.failures = no_logged_failures
-
-    def assert_failed(self, event: str) -> None:
-        """One bug was logged, as this event."""
-        self.assertEqual([failure["event"] for failure in self.failures], [event])
-        self.failures.clear()
-        self.flushLoggedErrors(ZeroDivisionError)
-
+class WebSocketCase(PushingCase):
     def setUp(self) -> None:
         self.world = Pushing()
         self.hub = FakeHub()
