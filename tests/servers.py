@@ -7,12 +7,14 @@ fixtures do); a server that is frozen or dead already is closed all the same.
 
 import ipaddress
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,11 +28,32 @@ from cryptography.x509.oid import NameOID
 READY = "Server is ready"
 
 
+_PORTS = range(20_000, 32_000)
+"""Below those that the kernel gives to whoever asks for any (ip_local_port_range), other test processes among them."""
+_CLAIMED: deque[socket.socket] = deque()
+_CLAIMS = 64
+"""So many ports later the one that was claimed first is listened on, or given up."""
+
+
 def free_port() -> int:
-    """A loopback TCP port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """
+    A loopback TCP port that nobody listens on, and that no other test process is given meanwhile: a name of the
+    kernel's (an abstract UNIX socket) is held for it, in place of the port itself.
+    """
+    for port in random.sample(_PORTS, 200):
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            claim.bind(f"\0gatewayd-tests-{port}")
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            claim.close()
+            continue
+        _CLAIMED.append(claim)
+        if len(_CLAIMED) > _CLAIMS:
+            _CLAIMED.popleft().close()
+        return port
+    raise RuntimeError("no port is free")
 
 
 def nats_server_binary() -> str:
